@@ -1,0 +1,209 @@
+"""Every net: exact parameter counts worked out by hand, sizes, gradients everywhere, starts, refusals."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from vaecli import nets
+from vaecli.errors import ConfigError
+
+READ: TypeAdapter[Any] = TypeAdapter(nets.NetConfig)
+
+
+def build(written: Any, shape: tuple[int, int, int], latent_dim: int = 10) -> nets.Pair:
+    torch.manual_seed(0)
+    return nets.build(READ.validate_python(written), shape, 2 * latent_dim, latent_dim)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def linear(*widths: int) -> int:
+    return sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def conv(kernel: int, *channels: int) -> int:
+    return sum((a * kernel * kernel + 1) * b for a, b in zip(channels, channels[1:], strict=False))
+
+
+COUNTS: list[tuple[Any, tuple[int, int, int], int, int]] = [
+    # 4096 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 20 + 20 = 6,381,620 and so on
+    ("higgins-fc", (1, 64, 64), 6_381_620, 7_814_896),
+    # Conv: 544 + 3 * 16,416; FC: 131,328 + 65,792 + 5,140.   FC: 2,816 + 65,792 + 131,584; deconv: 3 * 16,416 + 513.
+    ("burgess", (1, 64, 64), 252_052, 249_953),
+    ("burgess", (3, 32, 32), conv(4, 3, 32, 32, 32) + 202_260, 200_192 + conv(4, 32, 32, 32, 3)),
+    # Conv: 544 + 16,416 + 8,256 + 16,448; FC: 262,400 + 5,140.   FC: 2,816 + 263,168; deconv 65,600 + 32,800 + 16,416 + 513.
+    ("locatello", (1, 64, 64), 309_204, 381_313),
+    ("locatello", (3, 64, 64), 309_204 + 2 * 16 * 32, 381_313 + 2 * (32 * 16 + 1)),
+    ("mlp", (1, 28, 28), linear(784, 400, 400, 20), linear(10, 400, 400, 784)),
+    ({"name": "mlp", "hidden": [30, 20]}, (3, 5, 4), linear(60, 30, 20, 20), linear(10, 20, 30, 60)),
+    ({"name": "mlp", "hidden": []}, (1, 2, 3), 6 * 20 + 20, 10 * 6 + 6),
+    (
+        # 9x5 -> 5x3 -> 3x2 with 4, 8, 16 channels, one block of two 3x3 layers on each level.
+        {"name": "resnet", "width": 4},
+        (3, 9, 5),
+        conv(3, 3, 4, 4, 4) + conv(3, 4, 8, 8, 8) + conv(3, 8, 16, 16, 16) + linear(96, 20),
+        linear(10, 96) + conv(3, 16, 16, 16, 8, 8, 8, 4, 4, 4, 3),
+    ),
+]
+
+
+@pytest.mark.parametrize(("written", "shape", "encoder_count", "decoder_count"), COUNTS)
+def test_parameter_counts(written: Any, shape: tuple[int, int, int], encoder_count: int, decoder_count: int) -> None:
+    encoder, decoder = build(written, shape)
+    assert (parameters(encoder), parameters(decoder)) == (encoder_count, decoder_count)
+
+
+@pytest.mark.parametrize(
+    ("written", "shape"),
+    [
+        ("higgins-fc", (1, 64, 64)),
+        ("higgins-fc", (3, 7, 5)),
+        ("burgess", (1, 64, 64)),
+        ("burgess", (3, 32, 32)),
+        ("locatello", (3, 64, 64)),
+        ({"name": "mlp", "hidden": [8], "activation": "tanh"}, (2, 4, 9)),
+        ({"name": "resnet", "width": 4}, (1, 28, 28)),
+        ({"name": "resnet", "width": 4, "blocks": 2}, (3, 37, 18)),
+        ({"name": "resnet", "width": 4}, (5, 1, 33)),
+        ({"name": "resnet", "width": 4}, (1, 1, 1)),
+    ],
+)
+def test_outputs_are_finite_and_every_parameter_gets_a_gradient(written: Any, shape: tuple[int, int, int]) -> None:
+    encoder, decoder = build(written, shape)
+    code = encoder(torch.rand(6, *shape))
+    assert code.shape == (6, 20)
+    out = decoder(code[:, :10] + torch.randn(6, 10))
+    assert out.shape == (6, *shape)
+    (code.square().sum() + out.square().sum()).backward()
+    assert torch.isfinite(out).all()
+    for name, parameter in (*encoder.named_parameters(), *decoder.named_parameters()):
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_images_do_not_influence_each_other() -> None:
+    for written, shape in (("burgess", (1, 64, 64)), ({"name": "resnet", "width": 4}, (3, 9, 5))):
+        encoder, _ = build(written, shape)
+        x = torch.rand(3, *shape)
+        torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_linear_mlp_is_linear() -> None:
+    encoder, decoder = build({"name": "mlp", "hidden": []}, (1, 2, 3), latent_dim=2)
+    for net, a, b in ((encoder, torch.rand(1, 1, 2, 3), torch.rand(1, 1, 2, 3)), (decoder, torch.rand(1, 2), torch.rand(1, 2))):
+        torch.testing.assert_close(net(a) + net(b), net(a + b) + net(torch.zeros_like(a)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "at_minus_one"),
+    [("relu", 0.0), ("tanh", math.tanh(-1)), ("elu", math.expm1(-1)), ("silu", -1 / (1 + math.e)), ("leaky-relu", -0.2)],
+)
+def test_activations(activation: str, at_minus_one: float) -> None:
+    encoder, _ = build({"name": "mlp", "hidden": [1], "activation": activation}, (1, 1, 1), latent_dim=1)
+    first, _, last = list(encoder)[1:]
+    with torch.no_grad():
+        for parameter, value in ((first.weight, -1.0), (first.bias, 0.0), (last.weight, 1.0), (last.bias, 0.0)):
+            parameter.fill_(value)
+    assert encoder(torch.ones(1, 1, 1, 1))[0, 0].item() == pytest.approx(at_minus_one, abs=1e-6)
+
+
+def test_higgins_uses_relu_in_the_encoder_and_tanh_in_the_decoder() -> None:
+    encoder, decoder = build("higgins-fc", (1, 8, 8))
+    assert [type(layer) for layer in encoder if not isinstance(layer, nn.Linear)] == [nn.Flatten, nn.ReLU, nn.ReLU]
+    assert [type(layer) for layer in decoder if not isinstance(layer, nn.Linear)] == [nn.Tanh] * 3 + [nn.Unflatten]
+
+
+def test_locatello_starts_glorot_uniform_with_zero_biases() -> None:
+    encoder, decoder = build("locatello", (1, 64, 64))
+    fans = {
+        "0.weight": (1 + 32) * 16,
+        "2.weight": (32 + 32) * 16,
+        "4.weight": (32 + 64) * 4,
+        "6.weight": (64 + 64) * 4,
+        "9.weight": 1024 + 256,
+        "11.weight": 256 + 10,  # ten outputs: means and log-variances are layers of their own in the original
+    }
+    for name, parameter in encoder.named_parameters():
+        if name in fans:
+            limit = math.sqrt(6 / fans.pop(name))
+            assert parameter.abs().max().item() == pytest.approx(limit, rel=0.02)
+            assert parameter.abs().max() <= limit
+            assert parameter.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+        else:
+            assert name.endswith("bias")
+            assert not parameter.any()
+    assert not fans
+    assert not any(p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))
+
+
+def test_locatello_pads_like_tensorflow() -> None:
+    """ "same" for a 2x2 kernel, stride 2 and even sides pads nothing; for 4x4 one pixel on every side."""
+    encoder, _ = build("locatello", (1, 64, 64))
+    convolutions = [layer for layer in encoder if isinstance(layer, nn.Conv2d)]
+    assert [(c.kernel_size, c.stride, c.padding) for c in convolutions] == [
+        ((4, 4), (2, 2), (1, 1)),
+        ((4, 4), (2, 2), (1, 1)),
+        ((2, 2), (2, 2), (0, 0)),
+        ((2, 2), (2, 2), (0, 0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("burgess", (1, 28, 28), "64x64 or 32x32"),
+        ("burgess", (1, 64, 32), "64x64 or 32x32"),
+        ("locatello", (3, 32, 32), "64x64"),
+    ],
+)
+def test_a_wrong_size_names_the_net_both_sizes_and_the_remedy(name: str, shape: Any, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(name, shape)
+    assert all(part in str(caught.value) for part in (name, wanted, f"{shape[1]}x{shape[2]}"))
+    assert caught.value.hint is not None
+    assert "resnet" in caught.value.hint
+    assert "data.image_size" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "mlpp",
+        {"name": "mlp", "hidden": [0]},
+        {"name": "mlp", "hidden": [10**9]},
+        {"name": "mlp", "hidden": [1] * 65},
+        {"name": "mlp", "hidden": "400"},
+        {"name": "mlp", "activation": "gelu!"},
+        {"name": "resnet", "width": 10**6},
+        {"name": "burgess", "width": 3},
+    ],
+)
+def test_unusable_sections_are_refused(written: Any) -> None:
+    with pytest.raises(ValidationError):
+        READ.validate_python(written)
+
+
+@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "mlp", "resnet"])
+def test_shorthand_is_the_section_and_reads_back(written: str) -> None:
+    section = READ.validate_python(written)
+    assert section == READ.validate_python({"name": written})
+    assert READ.validate_python(section.model_dump(mode="json")) == section
+
+
+def test_a_huge_net_costs_nothing_on_the_meta_device() -> None:
+    widest = {"name": "mlp", "hidden": [65_536] * 64}
+    sections: list[Any] = [widest, {"name": "resnet", "width": 1024, "blocks": 16}, "locatello", "burgess", "higgins-fc"]
+    for section in sections:
+        with torch.device("meta"):
+            encoder, decoder = nets.build(READ.validate_python(section), (3, 64, 64), 2 * 65_536, 65_536)
+        assert all(p.is_meta for p in (*encoder.parameters(), *decoder.parameters()))
+    # 64 layers of 65,536 squared: 2.7e11 numbers could not have been allocated.
+    with torch.device("meta"):
+        assert parameters(nets.build(READ.validate_python(widest), (3, 64, 64), 20, 10)[0]) > 2.7e11

@@ -1,0 +1,308 @@
+"""The `vae` command: arguments and help only. Each command imports what it needs when it runs, so that help, listings
+and completion need no torch; this is also the one place that turns errors into messages and exit codes.
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from vaecli import __version__, output, presets, registry
+from vaecli.errors import ConfigError, VaeError
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
+    "used; 4 training diverged; 5 the machine said no (disk, memory, device, lock, network); 130/143 stopped by "
+    "SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
+)
+
+app = typer.Typer(
+    name="vae",
+    help="Train, sample, traverse, reconstruct and analyze variational autoencoders.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show or check configurations.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+
+def _complete(names: list[str], typed: str) -> list[str]:
+    return [name for name in names if name.startswith(typed)]
+
+
+def _presets(incomplete: str) -> list[str]:
+    return _complete(list(presets.paths()), incomplete)
+
+
+def _models(incomplete: str) -> list[str]:
+    return _complete(registry.names("model"), incomplete)
+
+
+def _datasets(incomplete: str) -> list[str]:
+    return _complete(registry.names("dataset"), incomplete)
+
+
+def _runs(incomplete: str) -> list[str]:
+    from pathlib import Path
+
+    root = Path(os.environ.get("VAE_RUNS_DIR") or "runs")
+    return _complete([str(p.parent) for p in sorted(root.glob("*/run.json"))], incomplete)
+
+
+def _devices(incomplete: str) -> list[str]:
+    return _complete(["auto", "cuda", "mps", "cpu"], incomplete)
+
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="A run directory, a step directory or a .safetensors file.", autocompletion=_runs)
+]
+Preset = Annotated[str | None, typer.Option("--preset", "-p", help="A named setting (`vae presets`).", autocompletion=_presets)]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="A YAML file of settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Set one value, e.g. model.beta=8.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", autocompletion=_devices)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices, no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Out = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; `-` is stdout.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        output.result(f"vae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)] = None,
+    sets: Sets = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the KL (beta-vae).")] = None,
+    latent_dim: Annotated[int | None, typer.Option(help="Number of latents.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
+    device: Device = "auto",
+    max_time: Annotated[str | None, typer.Option(help="Stop and save after this long: 90s, 2m, 1h30m.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run directory; otherwise one is made up.")] = None,
+    runs_dir: Annotated[str | None, typer.Option(help="Where runs are kept ($VAE_RUNS_DIR, else ./runs).")] = None,
+    resume: Annotated[str | None, typer.Option(help="Continue this run in place; `auto`: the run of --name, if any.", autocompletion=_runs)] = None,
+    init_from: Annotated[str | None, typer.Option(help="Start a new run from a checkpoint's weights.", autocompletion=_runs)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done; write nothing.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a model. stdout carries the run directory alone: run=$(vae train --preset vae-mnist)."""
+    output.configure(quiet)
+    from vaecli.commands import train as command
+
+    flags = {
+        "data.name": ("--data", data),
+        "model.name": ("--model", model),
+        "train.steps": ("--steps", steps),
+        "train.batch_size": ("--batch-size", batch_size),
+        "optim.lr": ("--lr", lr),
+        "model.beta": ("--beta", beta),
+        "model.latent_dim": ("--latent-dim", latent_dim),
+        "seed": ("--seed", seed),
+    }
+    given = {key: pair for key, pair in flags.items() if pair[1] is not None}
+    if resume and resume != "auto" and (preset or config):
+        raise ConfigError("--resume continues a run with its own configuration; leave --preset and --config out")
+    tree = command.resolve(preset, config, given, sets or [], default=not resume or resume == "auto")
+    command.run(
+        tree, command.prefix(preset, tree), name, runs_dir, resume, init_from, max_time, device, dry_run, force, json
+    )
+
+
+@app.command()
+def sample(
+    checkpoint: Checkpoint,
+    n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many images.")] = 64,
+    out: Out = None,
+    seed: Seed = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Draw images from the prior: a grid (PNG), a directory of PNGs, an .npz, or `-` for PNG bytes on stdout."""
+    output.configure(quiet)
+    from vaecli.commands import sample as command
+
+    command.run(checkpoint, n, out, seed, temperature, device, force, json)
+
+
+@app.command()
+def traverse(
+    checkpoint: Checkpoint,
+    dim: Annotated[list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")] = None,
+    value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
+    steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
+    center: Annotated[str, typer.Option(help="Where the others stay: prior, an image file, or an index into the data.")] = "prior",
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show what each latent does: one labelled row of images a latent (PNG, or GIF by the name's ending)."""
+    output.configure(quiet)
+    from vaecli.commands import traverse as command
+
+    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json)
+
+
+@app.command()
+def reconstruct(
+    checkpoint: Checkpoint,
+    images: Annotated[list[str] | None, typer.Argument(help="Image files; default: images of --split.")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    n: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many images of the split.")] = 16,
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encode and decode images: inputs above outputs, with negative log-likelihood, KL and MSE of each."""
+    output.configure(quiet)
+    from vaecli.commands import reconstruct as command
+
+    command.run(checkpoint, images or [], split, n, out, seed, device, force, json)
+
+
+@app.command()
+def analyze(
+    checkpoint: Checkpoint,
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="The table as CSV.")] = False,
+) -> None:
+    """Per-latent mean, variance and KL over a whole split, totals in nats, and a verdict in words."""
+    output.configure(quiet)
+    if json and csv:
+        raise ConfigError("--json and --csv: give one of them")
+    from vaecli.commands import analyze as command
+
+    command.run(checkpoint, split, limit, batch_size, seed, device, json, csv)
+
+
+@app.command()
+def info(checkpoint: Checkpoint, json: Json = False) -> None:
+    """What a checkpoint holds: configuration, step, sizes. No tensor is loaded."""
+    output.configure(False)
+    from vaecli.commands import info as command
+
+    command.run(checkpoint, json)
+
+
+def _listing(entries: list[tuple[str, str]], quiet: bool, json: bool) -> None:
+    if json:
+        output.result_json([{"name": name, "summary": summary} for name, summary in entries])
+    elif quiet:
+        for name, _ in entries:
+            output.result(name)
+    else:
+        output.table(["name", "summary"], entries, left=2)
+
+
+@app.command("presets")
+def list_presets(quiet: Quiet = False, json: Json = False) -> None:
+    """List the presets."""
+    _listing([(name, presets.summary(path)) for name, path in presets.paths().items()], quiet, json)
+
+
+@app.command("models")
+def list_models(quiet: Quiet = False, json: Json = False) -> None:
+    """List the models."""
+    _listing([(name, registry.summary("model", name)) for name in registry.names("model")], quiet, json)
+
+
+@app.command("datasets")
+def list_datasets(quiet: Quiet = False, json: Json = False) -> None:
+    """List the data sets."""
+    _listing([(name, registry.summary("dataset", name)) for name in registry.names("dataset")], quiet, json)
+
+
+@config_app.command("show")
+def config_show(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the resolved configuration as YAML."""
+    output.configure(False)
+    from vaecli.commands import config as command
+
+    command.show(preset, config, sets or [], origin, json)
+
+
+@config_app.command("validate")
+def config_validate(files: Annotated[list[str], typer.Argument(help="YAML files.")]) -> None:
+    """Check configuration files; all mistakes at once, with file and line."""
+    output.configure(False)
+    from vaecli.commands import config as command
+
+    command.validate(files)
+
+
+def main() -> None:
+    """Run the command; the only place where errors become messages and exit codes."""
+    try:
+        app(prog_name="vae")
+    except VaeError as error:
+        output.error(str(error), error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_unexpected(error))
+
+
+def _unexpected(error: Exception) -> int:
+    """Exit code of an error nobody foresaw: the machine's limits are 5, the rest is a bug."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        output.error("out of memory", "take smaller batches, fewer images, or another --device")
+        return 5
+    if os.environ.get("VAE_DEBUG"):
+        traceback.print_exc()
+    output.error(
+        f"unexpected {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+        "this is a bug in vae: please report it with the output of VAE_DEBUG=1 vae ...",
+    )
+    return 1
+
+
+def command_line() -> Any:
+    """The command object, for tests."""
+    return typer.main.get_command(app)

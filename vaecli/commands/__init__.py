@@ -1,0 +1,1 @@
+"""The verbs, one module each: `run(...)` does the work of one command. `vaecli.cli` imports a module when it is called."""

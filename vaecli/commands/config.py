@@ -1,0 +1,34 @@
+"""`vae config show` and `vae config validate`."""
+
+from pathlib import Path
+
+from vaecli import config as configs
+from vaecli import output
+from vaecli.commands.train import resolve
+from vaecli.errors import ConfigError
+
+
+def show(preset: str | None, config_file: str | None, sets: list[str], origin: bool, json: bool) -> None:
+    """Print the resolved configuration; with `origin` one `key = value  # from` line a value."""
+    tree = resolve(preset, config_file, {}, sets)
+    config = configs.build(tree)
+    if json:
+        output.result_json(config.to_tree())
+    elif origin:
+        for key, value in configs.flat(config.to_tree()):
+            output.result(f"{key} = {value}  # {tree.origin(tuple(key.split('.')), exact=True) or 'default'}")
+    else:
+        output.result(configs.dump(config).rstrip())
+
+
+def validate(files: list[str]) -> None:
+    """Check each file as `vae train --config FILE` would; ConfigError with every mistake of every file."""
+    problems = []
+    for file in files:
+        try:
+            configs.build(resolve(None, file, {}, []))
+            output.notice(f"{file}: valid")
+        except ConfigError as error:
+            problems.append(str(error) if str(Path(file)) in str(error) else f"{file}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))

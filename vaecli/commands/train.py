@@ -1,0 +1,388 @@
+"""`vae train`: from a resolved configuration to a run directory with checkpoints."""
+
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaecli import checkpoint, data, device, models, output, presets, rundir, trainer
+from vaecli import config as configs
+from vaecli.batch import DataInfo
+from vaecli.config import RunConfig
+from vaecli.data.base import Dataset
+from vaecli.diagnosis import latent_statistics, table_rows, verdict
+from vaecli.errors import ConfigError, MachineError, VaeError
+from vaecli.models.base import Model
+
+DEFAULT_PRESET = "beta-vae-dsprites"
+# What may differ when a run is continued in place; anything else would make it another run.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_images", "train.save_every", "train.keep")
+
+
+def resolve(
+    preset: str | None, config_file: str | None, flags: Mapping[str, Any], sets: list[str], default: bool = True
+) -> configs.Tree:
+    """The layers of the configuration, merged: preset, file, flags (dotted key -> value), `--set` (key=value texts)."""
+    tree = configs.Tree()
+    chosen = {key: value for key, value in flags.items() if value is not None}
+    if preset is None and config_file is None and default and not {"data.name", "model.name"} & chosen.keys():
+        preset = DEFAULT_PRESET
+        output.notice(f"no preset, configuration, model or data named: using --preset {preset}")
+    if preset is not None:
+        tree.merge(presets.load(preset))
+    if config_file is not None:
+        tree.merge(configs.read_file(Path(config_file)))
+    for key, (flag, value) in chosen.items():
+        if key == "data.name":
+            tree.merge(configs.Tree({"data": data.parse(value)}, {("data",): flag}))
+        else:
+            tree.set(key, value, flag)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: write --set key=value")
+        tree.set(key, configs.parse_value(value, f"--set {key}"), f"--set {key}")
+    if preset is None and config_file is None and "model" not in tree.values:
+        tree.values["model"] = {"name": "vae"}
+    return tree
+
+
+def prefix(preset: str | None, tree: configs.Tree) -> str:
+    """What a run directory's name starts with: the preset, or model and data set."""
+    if preset is not None:
+        return preset
+    names = []
+    for section in ("model", "data"):
+        value = tree.values.get(section, {})
+        name = value.get("name", "") if isinstance(value, dict) else str(value)
+        names.append(str(name).partition(":")[0])
+    return "-".join(names)
+
+
+def duration(text: str | None) -> float | None:
+    """`90`, `90s`, `2m`, `1h30m` in seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not match or not any(match.groups()):
+        raise ConfigError(f"--max-time {text!r} is not a duration", "write 90s, 2m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def run(
+    tree: configs.Tree,
+    prefix: str,
+    name: str | None = None,
+    runs_dir: str | None = None,
+    resume: str | None = None,
+    init_from: str | None = None,
+    max_time: str | None = None,
+    device_name: str = "auto",
+    dry_run: bool = False,
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Train; the run directory is the one line on stdout."""
+    started = time.monotonic()
+    limit = duration(max_time)
+    where = device.pick(device_name)
+    device.deterministic(where)
+    parent = Path(runs_dir) if runs_dir else rundir.runs_dir()
+    if resume == "auto":
+        if name is None:
+            raise ConfigError("--resume auto needs --name, to know which run to look for")
+        if (parent / name / "checkpoints" / "latest").exists():
+            resume = str(parent / name)
+        else:
+            output.notice(f"{parent / name}: nothing to resume; starting afresh")
+            resume = None
+    if resume is not None:
+        _resume(Path(resume), tree, where, limit, init_from, json)
+        return
+    config = configs.build(tree)
+    if name is not None:
+        rundir.check_name(name)
+    if dry_run:
+        _dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"), json)
+        return
+    dataset = data.load(config.data)
+    device.seed(config.seed, "init")
+    model = models.build(config.model, dataset.info)
+    _check_labels(model, config)
+    if init_from is not None:
+        _take_weights(model, init_from)
+    model.to(where)
+    _check_disk(parent, model, config)
+    run_dir = rundir.create(parent, f"{prefix}-s{config.seed}", name, force)
+    run_dir.write("config.yaml", configs.dump(config))
+    run_dir.status(**rundir.provenance(), device=device.describe(where), data=dataset.info.source, preset=prefix)
+    state = trainer.TrainState.fresh(model, config)
+    _train(run_dir, model, config, state, dataset, where, limit, started, json)
+
+
+def _resume(
+    path: Path, tree: configs.Tree, where: torch.device, limit: float | None, init_from: str | None, json: bool
+) -> None:
+    started = time.monotonic()
+    if init_from is not None:
+        raise ConfigError("--resume continues a run, --init-from starts a new one: give one of them")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
+    if path.parent.name == "checkpoints" and path.is_dir():  # one step directory: never fall back to another
+        path = path.resolve()
+        run_dir, step_dir = rundir.RunDir(path.parent.parent), path
+        checkpoint.verify(step_dir)
+    else:
+        if not (path / "run.json").is_file():
+            raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
+        run_dir = rundir.RunDir(path)
+        step_dir = checkpoint.newest_intact(path)
+    loaded = checkpoint.load_model(step_dir / checkpoint.MODEL_FILE, where)
+    config = _changed(loaded.config, tree)
+    if config.train.steps < loaded.step and loaded.model.phases:
+        raise ConfigError(f"{run_dir.path} is at step {loaded.step:,}, past train.steps = {config.train.steps:,}")
+    if not loaded.model.phases or config.train.steps == loaded.step:
+        output.notice(f"{run_dir.path} is finished at step {loaded.step:,}: nothing to do")
+        _result(run_dir.path, "finished", loaded.step, {}, json)
+        return
+    dataset = data.load(config.data)
+    if dataset.info.source.get("sha256") != loaded.info.source.get("sha256"):
+        output.warning("the images are not those the run was started on: continuing is not bit-exact")
+    state = trainer.TrainState.fresh(loaded.model, config)
+    state.restore(*checkpoint.load_trainer(step_dir))
+    run_dir.truncate_metrics(state.step)
+    run_dir.write("config.yaml", configs.dump(config))
+    run_dir.status(**{k: v for k, v in rundir.provenance().items() if k in ("pid", "host")}, resumed_at=state.step)
+    output.notice(f"resuming {run_dir.path} at step {state.step:,}")
+    _train(run_dir, loaded.model, config, state, dataset, where, limit, started, json)
+
+
+def _changed(old: RunConfig, tree: configs.Tree) -> RunConfig:
+    """The run's own configuration with the changes asked for, if they are of the kind a run may take."""
+    if not tree.values:
+        return old
+    merged = configs.Tree(old.to_tree(), {})
+    merged.merge(tree)
+    new = configs.build(merged)
+    refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if k not in MAY_CHANGE]
+    if refused:
+        raise ConfigError(
+            "a run is continued with its own configuration; refused: " + "; ".join(refused),
+            "start a new run from these weights with --init-from",
+        )
+    for key, (a, b) in configs.diff(old, new).items():
+        output.notice(f"changed for the rest of the run: {key}: {a} -> {b}")
+    return new
+
+
+def _take_weights(model: Model, path: str) -> None:
+    loaded = checkpoint.load(path, torch.device("cpu"))
+    own, given = model.state_dict(), loaded.model.state_dict()
+    differing = sorted(k for k in own.keys() | given.keys() if k not in own or k not in given or own[k].shape != given[k].shape)
+    if differing:
+        raise ConfigError(
+            f"--init-from {path}: its weights do not fit this model: {', '.join(differing[:5])}"
+            + (f" and {len(differing) - 5} more" if len(differing) > 5 else ""),
+            "model.latent_dim, model.net and the image shape must be the same",
+        )
+    model.load_state_dict(given)
+    output.notice(f"weights from {loaded.path} (step {loaded.step:,}); the steps count from 0")
+
+
+def _check_labels(model: Model, config: RunConfig) -> None:
+    if config.data.labelled is not None and not model.uses_labels:
+        raise ConfigError(f"data.labelled is set, but {config.model.name} uses no labels", "leave data.labelled out")
+
+
+def _check_disk(parent: Path, model: Model, config: RunConfig) -> None:
+    """Refuse to start where the checkpoints visibly cannot fit."""
+    there = parent
+    while not there.exists():
+        there = there.parent
+    free, needed = shutil.disk_usage(there).free, (config.train.keep + 2) * _checkpoint_bytes(model)
+    if free < needed:
+        raise MachineError(
+            f"{parent}: {free / 1e9:.2f} GB free, but the run's checkpoints may take {needed / 1e9:.2f} GB",
+            "free some space, choose another --runs-dir, or set train.keep=1",
+        )
+
+
+def _checkpoint_bytes(model: Model) -> int:
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return 3 * weights + 100_000  # the weights and, with Adam, two tensors a weight
+
+
+def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -> None:
+    """Everything short of the work: resolve, look at the data, build on the meta device, and say what would happen."""
+    dataset = data.load(config.data)
+    with torch.device("meta"):
+        model = models.build(config.model, dataset.info)
+    _check_labels(model, config)
+    _check_disk(target.parent, model, config)
+    parameters = sum(p.numel() for p in model.parameters())
+    _banner(model, config, dataset, where)
+    facts = {
+        "schema": 1,
+        "run": str(target),
+        "parameters": parameters,
+        "steps": config.train.steps if model.phases else 0,
+        "checkpoint_bytes": _checkpoint_bytes(model),
+        "device": str(where),
+        "config": config.to_tree(),
+    }
+    output.notice(f"dry run: nothing written; a checkpoint would take about {facts['checkpoint_bytes'] / 1e6:.1f} MB")
+    if json:
+        output.result_json(facts)
+    else:
+        output.result(str(target))
+
+
+def _banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.device) -> None:
+    info: DataInfo = dataset.info
+    parameters = sum(p.numel() for p in model.parameters())
+    train, held_out = len(dataset.split("train")), dataset.split("val")
+    held = f"{len(held_out):,} held out" if held_out.name == "val" else "none held out"
+    net = getattr(getattr(config.model, "net", None), "name", None)
+    optim = config.optim
+    output.notice(f"model      {config.model.name}: {' + '.join(f'{n} latents' for n in model.groups.values())}, "
+                  f"{parameters:,} parameters" + (f", net {net}" if net else ""))
+    output.notice(f"objective  {model.objective_text(model.hyper(0))}")
+    output.notice(f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
+                  f"{info.source.get('kind', 'as given')}")
+    if model.phases:
+        epochs = config.train.steps * config.train.batch_size / train
+        lr = optim.lr if isinstance(optim.lr, float) else optim.lr.model_dump()
+        output.notice(f"training   {config.train.steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
+                      f"{optim.name} lr {lr}, seed {config.seed}, {device.describe(where)}")
+    if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
+        output.notice("note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density")
+
+
+def _train(
+    run_dir: rundir.RunDir,
+    model: Model,
+    config: RunConfig,
+    state: trainer.TrainState,
+    dataset: Dataset,
+    where: torch.device,
+    limit: float | None,
+    started: float,
+    json: bool,
+) -> None:
+    _banner(model, config, dataset, where)
+    output.notice(f"run        {run_dir.path}")
+    stop = trainer.Stop(limit)
+    code, status, evaluation = 1, "failed", {}
+    try:
+        with (
+            stop.signals(),
+            trainer.memory_errors(config.train.batch_size, dataset.info.shape),
+            Meter(config, state, stop, started) as meter,
+        ):
+            run_dir.status(status="running")
+            held_out = dataset.split("val")
+            outcome = trainer.fit(
+                run_dir, model, config, state, dataset.stream(config.seed, config.train.batch_size),
+                dataset.split("train"), held_out, stop, meter.report,
+            )
+        code, status, evaluation = 0, outcome.status, outcome.evaluation
+        output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
+        _final_table(run_dir, model, dataset, config, state.step)
+    except VaeError as error:
+        code = error.exit_code
+        status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
+        raise
+    finally:
+        run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
+        run_dir.close()
+    _result(run_dir.path, status, state.step, evaluation, json)
+
+
+def _result(path: Path, status: str, step: int, evaluation: Mapping[str, Any], json: bool) -> None:
+    if json:
+        output.result_json({"schema": 1, "run": str(path), "status": status, "step": step, "val": dict(evaluation)})
+    else:
+        output.result(str(path))
+
+
+def _final_table(run_dir: rundir.RunDir, model: Model, dataset: Dataset, config: RunConfig, step: int) -> None:
+    """The per-latent table over (at most 10,000) held-out images, on stderr, and the verdict."""
+    model.eval()
+    split = dataset.split("val")
+    device.seed(config.seed, "final")
+    batches, seen = [], 0
+    for batch in split.batches(500):
+        batches.append(batch)
+        seen += len(batch.x_BCHW)
+        if seen >= config.train.eval_images:
+            break
+    with torch.inference_mode():
+        statistics = latent_statistics(model, iter(batches), model.hyper(step))
+    headers, rows, styles = table_rows(statistics, model.latent_names())
+    output.table(headers, rows, styles=styles, title=f"latents over {seen:,} images ({split.name})", to_stderr=True)
+    name, sentences = verdict(statistics)
+    output.notice(f"verdict: {name}. {' '.join(sentences)}")
+
+
+class Meter:
+    """Progress on stderr: a bar on a terminal, else a line at a record, at most one in 10 seconds."""
+
+    def __init__(self, config: RunConfig, state: trainer.TrainState, stop: trainer.Stop, started: float) -> None:
+        self._total = config.train.steps
+        self._batch = config.train.batch_size
+        self._first = state.step
+        self._started = started
+        self._bars: Any = None
+        self._clock = self._spoken = time.monotonic()
+        self._first_step: float | None = None
+        self._last = state.step
+
+    def __enter__(self) -> "Meter":
+        if output.interactive():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+                console=output.stderr_console(), transient=True, refresh_per_second=4,
+            )
+            self._bars.start()
+            self._task = self._bars.add_task("starting", total=self._total, completed=self._first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def rate(self) -> float:
+        """Images a second since the first step of this sitting."""
+        seconds = time.monotonic() - (self._first_step or time.monotonic())
+        return (self._last - self._first - 1) * self._batch / seconds if seconds > 0 else 0.0
+
+    def summary(self) -> str:
+        return f"{self.rate():,.0f} images/s, first step after {(self._first_step or self._clock) - self._started:.1f} s"
+
+    def report(self, state: trainer.TrainState, means: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if self._first_step is None:
+            self._first_step = now
+        self._last = state.step
+        if self._bars is not None:
+            if now - self._clock > 0.2 or means:
+                self._clock = now
+                self._bars.update(self._task, completed=state.step)
+                if means:
+                    self._bars.update(self._task, description=self._line(means))
+        elif means and (now - self._spoken >= 10.0 or state.step >= self._total):
+            self._spoken = now
+            left = (self._total - state.step) * self._batch / max(self.rate(), 1e-9)
+            output.notice(f"step {state.step:,}/{self._total:,}  {self._line(means)}  {left / 60:,.0f} min left")
+
+    def _line(self, means: Mapping[str, float]) -> str:
+        shown = [f"{k} {means[k]:.2f}" for k in ("elbo", "recon", "kl") if k in means]
+        others = [f"{k} {v:.2f}" for k, v in means.items() if k not in ("elbo", "recon", "kl", "loss", "grad_norm")]
+        return "  ".join([*(shown or [f"loss {means.get('loss', float('nan')):.2f}"]), *others, "nats", f"{self.rate():,.0f} images/s"])

@@ -1,0 +1,446 @@
+"""The configuration of a run: YAML and overrides in, one checked, frozen `RunConfig` out.
+
+Layers, lowest first: defaults, preset, `--config FILE`, environment, flags, `--set a.b=c`. Each value remembers where
+it came from, so that every mistake is reported at once, with file and line, and `vae config show --origin` can tell.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from vaecli import registry
+from vaecli.errors import ConfigError
+from vaecli.schedules import Scalar
+from vaecli.section import Count, Fraction, NonNegative, Positive, PositiveInt, Section
+
+if TYPE_CHECKING:
+    from vaecli.data.base import DataConfig
+    from vaecli.models.base import ModelConfig
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_DEPTH = 64
+
+# ------------------------------------------------------------------ sections that belong to no single model or dataset
+
+
+class _Optim(Section):
+    lr: Scalar = 1e-3
+    weight_decay: Scalar = 0.0
+    grad_clip: Scalar | None = None  # largest 2-norm of the gradient of one phase
+
+    @field_validator("lr", "weight_decay", "grad_clip")
+    @classmethod
+    def _not_negative(cls, value: Scalar | None) -> Scalar | None:
+        if isinstance(value, (int, float)) and value < 0:
+            raise ValueError("must not be negative")
+        return value
+
+
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+
+
+class Adam(_Optim):
+    name: Literal["adam"] = "adam"
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class AdamW(_Optim):
+    name: Literal["adamw"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+class Adagrad(_Optim):
+    name: Literal["adagrad"]
+    lr_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+class RMSprop(_Optim):
+    name: Literal["rmsprop"]
+    alpha: Fraction = 0.99
+    momentum: NonNegative = 0.0
+    eps: Positive = 1e-8
+
+
+class SGD(_Optim):
+    name: Literal["sgd"]
+    momentum: NonNegative = 0.0
+    nesterov: bool = False
+
+
+OptimConfig = Annotated[Adam | AdamW | Adagrad | RMSprop | SGD, Field(discriminator="name")]
+
+
+class TrainConfig(Section):
+    steps: Count = 20_000
+    batch_size: PositiveInt = 64
+    log_every: PositiveInt = 100
+    eval_every: PositiveInt = 5_000
+    eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
+    save_every: PositiveInt = 5_000
+    keep: PositiveInt = 2  # checkpoints kept, newest first
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    model: "ModelConfig"
+    data: "DataConfig"
+    optim: Adam | AdamW | Adagrad | RMSprop | SGD
+    train: TrainConfig
+    seed: int
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain nested values, complete; `build` of it gives an equal configuration."""
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "data", "optim", "train")}
+        return {**sections, "seed": self.seed}
+
+
+# ------------------------------------------------------------------------------------------------ trees with origins
+
+Key = tuple[str, ...]
+
+
+@dataclass
+class Tree:
+    """Nested plain values, and for each of them (by path) the place it came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
+
+    def merge(self, other: "Tree") -> None:
+        """Lay `other` on top. A section whose `name` or `schedule` changes starts afresh, except `model`,
+        whose shared options (latents, network) carry over to another objective."""
+        self.values = self._merged(self.values, other.values, ())
+        self.origins.update(other.origins)
+
+    def _merged(self, below: Any, above: Any, path: Key) -> Any:
+        if isinstance(above, dict) and isinstance(below, str) and "name" not in above:
+            below = {"name": below}  # `net: mlp` under `net: {hidden: [..]}`
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            return above
+        renamed = any(k in above and k in below and above[k] != below[k] for k in ("name", "schedule"))
+        if renamed and path != ("model",):
+            return above
+        merged = dict(below)
+        for key, value in above.items():
+            merged[key] = self._merged(below[key], value, (*path, key)) if key in below else value
+        return merged
+
+    def set(self, dotted: str, value: Any, origin: str) -> None:
+        """Lay one value at a dotted path on top."""
+        path = tuple(dotted.split("."))
+        if not all(path):
+            raise ConfigError(f"{origin}: {dotted!r} is not a key", "write --set section.key=value")
+        nested: Any = value
+        for key in reversed(path):
+            nested = {key: nested}
+        for i in range(1, len(path)):
+            below = self._at(path[:i])
+            if below is not None and not isinstance(below, (dict, str)):
+                raise ConfigError(f"{origin}: {'.'.join(path[:i])} is a value, not a section")
+        origins = {path: origin}
+        origins.update({path + sub: origin for sub in _paths(value)})
+        self.merge(Tree(nested, origins))
+
+    def _at(self, path: Key) -> Any:
+        here: Any = self.values
+        for key in path:
+            if not isinstance(here, dict) or key not in here:
+                return None
+            here = here[key]
+        return here
+
+    def origin(self, path: Key, exact: bool = False) -> str | None:
+        """Where the value at `path`, or (unless `exact`) the nearest section around it, was written."""
+        if exact:
+            return self.origins.get(path)
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.origins:
+                return self.origins[path[:end]]
+        return None
+
+
+def _paths(value: Any, prefix: Key = ()) -> list[Key]:
+    if not isinstance(value, dict):
+        return []
+    return [p for k, v in value.items() for p in [(*prefix, str(k)), *_paths(v, (*prefix, str(k)))]]
+
+
+# -------------------------------------------------------------------------------------------------------- strict YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's view of scalars: true/false only, 1e-3 is a number, no dates, no octals, no aliases."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", yaml.resolver.re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", yaml.resolver.re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", yaml.resolver.re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    yaml.resolver.re.compile(r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+_LEADING_ZERO = yaml.resolver.re.compile(r"^[-+]?0[0-9]+$")
+
+
+def parse_yaml(text: str, where: str) -> Tree:
+    """A YAML mapping as a Tree whose origins are `where:line`. ConfigError on anything but plain data."""
+    try:
+        for depth_marker in (text.count("["), text.count("{")):
+            if depth_marker > 10_000:
+                raise ConfigError(f"{where}: too deeply nested")
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node() if _check_events(text, where) else None
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+    tree = Tree()
+    if node is None:
+        raise ConfigError(f"{where}: empty; a configuration is a mapping of sections (model, data, optim, train, seed)")
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{where}:{node.start_mark.line + 1}: a mapping of sections is expected at the top")
+    tree.values = _construct(node, (), tree.origins, where)
+    return tree
+
+
+def _check_events(text: str, where: str) -> bool:
+    """Refuse aliases, tags and deep nesting from the event stream, before anything is composed."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ConfigError(f"{where}:{line}: anchors and aliases are not allowed")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise ConfigError(f"{where}:{line}: tags such as {event.tag[:60]!r} are not allowed")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_YAML_DEPTH:
+                raise ConfigError(f"{where}:{line}: nested deeper than {MAX_YAML_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return True
+
+
+def _construct(node: yaml.Node, path: Key, origins: dict[Key, str], where: str) -> Any:
+    line = node.start_mark.line + 1
+    if path:
+        origins[path] = f"{where}:{line}"
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None:
+                raise ConfigError(f"{where}:{line}: a key must be a plain word")
+            if key in values:
+                raise ConfigError(f"{where}:{key_node.start_mark.line + 1}: {'.'.join((*path, key))} is given twice")
+            values[key] = _construct(value_node, (*path, key), origins, where)
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*path, str(i)), origins, where) for i, item in enumerate(node.value)]
+    return _scalar(node, f"{where}:{line}: {'.'.join(path)}")
+
+
+def _scalar(node: yaml.ScalarNode, place: str) -> Any:
+    text, tag = node.value, node.tag.rpartition(":")[2]
+    if tag == "null":
+        return None
+    if tag == "bool":
+        return text == "true"
+    if tag == "int":
+        if len(text) > 20:
+            raise ConfigError(f"{place}: {text[:20]}... is too large")
+        return int(text.replace("_", ""))
+    if tag == "float":
+        if text.lstrip("+-") in (".inf", ".nan"):
+            raise ConfigError(f"{place}: {text} is not a usable number")
+        return float(text)
+    if node.style is None and _LEADING_ZERO.match(text):
+        raise ConfigError(f"{place}: {text} would be octal to some readers; write it without the leading zero")
+    return text
+
+
+def read_file(path: Path) -> Tree:
+    """A YAML file as a Tree; ConfigError naming the file on anything else."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such configuration file")
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES // 10**6} MB; not a configuration")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text", "save the file as UTF-8") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """The value of `--set key=value`, read as YAML."""
+    return parse_yaml(f"value: {text}" if text else 'value: ""', origin).values["value"]
+
+
+# ---------------------------------------------------------------------------------------------------------- building
+
+
+def build(tree: Tree) -> RunConfig:
+    """Check every section; ConfigError listing all mistakes at once, each with its place and the nearest valid name."""
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    values = tree.values
+    for key in values:
+        if key not in ("model", "data", "optim", "train", "seed"):
+            near = registry.nearest(key, ("model", "data", "optim", "train", "seed"))
+            problems.append(_at(tree, (key,)) + f"{key}: no such section{near}")
+    for name in ("model", "data", "optim", "train", "seed"):
+        try:
+            sections[name] = _section(name, values, tree)
+        except ConfigError as error:
+            problems.append(str(error))
+        except ValidationError as error:
+            problems.extend(_explain(error, name, tree, sections.get(name)))
+    if problems:
+        raise ConfigError("\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems))
+    return RunConfig(**sections)
+
+
+def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
+    value = values.get(name, {})
+    if name == "seed":
+        return TypeAdapter(Count).validate_python(value if name in values else 0, strict=True)
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise ConfigError(_at(tree, (name,)) + f"{name}: a section is expected, not {value!r}")
+    if name == "train":
+        return TrainConfig.model_validate(value)
+    if name == "optim":
+        return TypeAdapter(OptimConfig).validate_python({"name": "adam", **value})
+    kind = "model" if name == "model" else "dataset"
+    if name == "data" and isinstance(value.get("name"), str):
+        from vaecli import data
+
+        value = {**value, **data.parse(value["name"])}
+    if not isinstance(value.get("name"), str):
+        raise ConfigError(
+            _at(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
+        )
+    try:
+        module = registry.load(kind, value["name"])
+    except ConfigError as error:
+        raise ConfigError(_at(tree, (name, "name")) + f"{name}.name: {error}") from None
+    return module.Config.model_validate(value)
+
+
+def _at(tree: Tree, path: Key) -> str:
+    origin = tree.origin(path)
+    return f"{origin}: " if origin else ""
+
+
+def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = _tree_path((section, *(str(part) for part in item["loc"])), tree.values)
+        message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such option" + registry.nearest(path[-1], _siblings(section, path, tree.values))
+        elif item["type"] == "missing":
+            message = "is required"
+        elif "input" in item and not isinstance(item["input"], dict):
+            message = f"{message[:1].lower()}{message[1:]} (got {str(item['input'])[:60]!r})"
+        line = _at(tree, path) + f"{'.'.join(path)}: {message}"
+        if line not in lines and not any(line.startswith(_at(tree, path) + ".".join(path)) for line in lines):
+            lines.append(line)
+    return lines
+
+
+def _tree_path(loc: Key, values: Any) -> Key:
+    """pydantic's location without the tags of unions, which are no keys of the user's file."""
+    path: list[str] = []
+    here: Any = values
+    for i, part in enumerate(loc):
+        if isinstance(here, dict) and part not in here and i < len(loc) - 1:
+            continue
+        if isinstance(here, (int, float, str)) or here is None:
+            break
+        path.append(part)
+        if isinstance(here, dict):
+            here = here.get(part)
+        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            here = here[int(part)]
+    return tuple(path)
+
+
+def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
+    """The options that could have been meant at `path`."""
+    from vaecli import data
+
+    fields: Any
+    value = values.get(section)
+    if section == "train":
+        fields = TrainConfig.model_fields
+    elif section == "optim":
+        chosen = value.get("name", "adam") if isinstance(value, dict) else "adam"
+        fields = next(c for c in (Adam, AdamW, Adagrad, RMSprop, SGD) if c.model_fields["name"].annotation == Literal[chosen]).model_fields
+    else:
+        name = value.get("name", "") if isinstance(value, dict) else str(value)
+        kind = "model" if section == "model" else "dataset"
+        fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
+    for part in path[1:-1]:
+        field_info = fields.get(part)
+        inner = _section_classes(field_info.annotation) if field_info else []
+        fields = {key: info for cls in inner for key, info in cls.model_fields.items()}
+    return list(fields)
+
+
+def _section_classes(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [cls for arg in getattr(annotation, "__args__", ()) for cls in _section_classes(arg)]
+
+
+def dump(config: RunConfig) -> str:
+    """The configuration as YAML text that `--config` reads back."""
+    return yaml.safe_dump(config.to_tree(), sort_keys=False, default_flow_style=None, width=110)
+
+
+def from_json(text: str, where: str) -> RunConfig:
+    """The configuration stored in a checkpoint. ConfigError if it is not one this version understands."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{where}: the stored configuration is not JSON") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: the stored configuration is not a mapping")
+    return build(Tree(values, {}))
+
+
+def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (old, new) of every value that differs."""
+    a, b = dict(flat(old.to_tree())), dict(flat(new.to_tree()))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every leaf of nested values with its dotted path."""
+    if isinstance(value, dict):
+        return [leaf for k, v in value.items() for leaf in flat(v, f"{prefix}.{k}" if prefix else str(k))]
+    return [(prefix, value)]

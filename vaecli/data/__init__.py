@@ -1,0 +1,40 @@
+"""The data sources, one file each. A new file here is a new source: it defines `Config` and `load(config)`."""
+
+from typing import TYPE_CHECKING
+
+from vaecli import registry
+from vaecli.data._paths import cache_dir, data_dir
+from vaecli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vaecli.data.base import DataConfig, Dataset
+
+__all__ = ["cache_dir", "data_dir", "load", "parse"]
+
+
+def parse(spec: str) -> dict[str, str]:
+    """The `data` section that a word on the command line stands for: `dsprites`, `folder:PATH`, `array:FILE`.
+
+    ConfigError where there is no such source, or where it takes no path.
+    """
+    name, colon, path = spec.partition(":")
+    known = registry.names("dataset")
+    if name not in known:
+        raise ConfigError(f"no dataset is called {name[:80]!r}{registry.nearest(name, known)}")
+    if not colon:
+        return {"name": name}
+    if "path" not in registry.load("dataset", name).Config.model_fields:
+        raise ConfigError(f"the dataset {name!r} takes no path, but {spec[:200]!r} was given", f"write {name!r} alone")
+    if not path:
+        raise ConfigError(f"the path after {spec!r} is missing", f"write {name}:PATH")
+    return {"name": name, "path": path}
+
+
+def load(config: "DataConfig") -> "Dataset":
+    """The data set that a checked configuration describes, in memory.
+
+    ConfigError for options that do not fit the data, InputError for files that cannot be used, MachineError for want
+    of memory, disk or network.
+    """
+    dataset: Dataset = registry.load("dataset", config.name).load(config)
+    return dataset

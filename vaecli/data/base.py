@@ -1,0 +1,364 @@
+"""What every data source returns: images resident in memory, labels, splits, and the order in which training reads.
+
+Shapes: N images of the set, B batch, C H W image, K factors, P packed bytes of an image.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vaecli.batch import Batch, DataInfo
+from vaecli.errors import ConfigError, MachineError
+from vaecli.section import PositiveInt, Section
+
+# An integer is a number of images, a number with a decimal point a fraction.
+Holdout = Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, lt=1)]
+Labelled = Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, le=1)]
+
+_SPLIT_SEED = 20_170_424  # fixed: which images are held out must not depend on the seed of a training run
+
+
+class DataConfig(Section):
+    """The options that every source honours.
+
+    `holdout`   images kept out of training as the split `val`: a fraction in [0, 1) or a count.
+    `limit`     train on no more than this many images, a fixed random subset.
+    `labelled`  training images whose labels the model may see: a fraction, a count, or null for all.
+    """
+
+    name: str
+    holdout: Holdout = 0.1
+    limit: PositiveInt | None = None
+    labelled: Labelled | None = None
+
+
+class Store(Protocol):
+    """Images in memory. `gather` gives float32 (B, C, H, W) in [0, 1] on the store's device."""
+
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def gather(self, index_B: Tensor) -> Tensor: ...
+
+
+class _Store:
+    """What the three stores share: one tensor whose first axis counts the images."""
+
+    def __init__(self, data: Tensor, shape: tuple[int, int, int]) -> None:
+        self.data = data
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.data.to(device), self.shape)
+
+    def _select(self, index_B: Tensor) -> Tensor:
+        return self.data.index_select(0, index_B.to(self.device))
+
+
+class Bytes(_Store):
+    """uint8 (N, C, H, W), a pixel being its byte / 255."""
+
+    def __init__(self, data_NCHW: Tensor, shape: tuple[int, int, int] | None = None) -> None:
+        super().__init__(data_NCHW, shape or _image_shape(data_NCHW))
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        # Division, not multiplication by 1 / 255: 255 must give exactly 1.
+        return self._select(index_B).float().div_(255.0)
+
+
+class Floats(_Store):
+    """float32 (N, C, H, W) in [0, 1]."""
+
+    def __init__(self, data_NCHW: Tensor, shape: tuple[int, int, int] | None = None) -> None:
+        super().__init__(data_NCHW, shape or _image_shape(data_NCHW))
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        return self._select(index_B)
+
+
+class Bits(_Store):
+    """Binary images as uint8 (N, P), eight pixels a byte, the first in the highest bit (the order of np.packbits)."""
+
+    def __init__(self, data_NP: Tensor, shape: tuple[int, int, int]) -> None:
+        super().__init__(data_NP, shape)
+        bits = (torch.arange(256).unsqueeze(1) >> torch.arange(7, -1, -1)) & 1
+        self._table = bits.to(torch.float32).to(data_NP.device)  # (256, 8): the pixels of every byte
+
+    @classmethod
+    def pack(cls, images_NCHW: np.ndarray[Any, Any]) -> "Bits":
+        """From an array in which every value but 0 is white."""
+        packed_NP = np.packbits(images_NCHW.reshape(len(images_NCHW), -1) != 0, axis=1)
+        c, h, w = images_NCHW.shape[1:]
+        return cls(torch.from_numpy(packed_NP), (c, h, w))
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        bytes_BP = self._select(index_B)
+        pixels = self._table.index_select(0, bytes_BP.flatten().int()).view(len(bytes_BP), -1)
+        return pixels[:, : math.prod(self.shape)].reshape(-1, *self.shape)
+
+
+def _image_shape(data_NCHW: Tensor) -> tuple[int, int, int]:
+    c, h, w = data_NCHW.shape[1:]
+    return c, h, w
+
+
+def store(images_NCHW: np.ndarray[Any, Any]) -> tuple[Store, bool]:
+    """The smallest store for uint8 0..255 or float [0, 1] images, and whether every pixel is 0 or 1."""
+    top = 255 if images_NCHW.dtype == np.uint8 else 1
+    if all(bool(((part == 0) | (part == top)).all()) for part in chunks(images_NCHW)):
+        return Bits.pack(images_NCHW), True
+    if images_NCHW.dtype == np.uint8:
+        return Bytes(torch.from_numpy(np.ascontiguousarray(images_NCHW))), False
+    return Floats(torch.from_numpy(np.ascontiguousarray(images_NCHW, dtype=np.float32))), False
+
+
+def chunks(array: np.ndarray[Any, Any], size: int = 4096) -> Iterator[np.ndarray[Any, Any]]:
+    """Slices of the first axis, so that a check of a big array needs little memory on top of it."""
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+
+
+@dataclass
+class Dataset:
+    """Images with their labels (int64 (N, K), -1 where not known) and the parts they fall into.
+
+    `splits` has `train`, and `val` and `test` where images are held out. Its indices are in random order (a first
+    part is a fair sample), but for a published test set, which keeps the published order, as `all` does.
+    """
+
+    info: DataInfo
+    images: Store
+    labels: Tensor | None
+    splits: dict[str, Tensor]
+    labelled: int | float | None = None
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Moves images, labels and indices; in place and returning itself, as a module does."""
+        self.images = self.images.to(device)
+        self.labels = None if self.labels is None else self.labels.to(device)
+        self.splits = {name: index.to(device) for name, index in self.splits.items()}
+        return self
+
+    def split(self, name: str) -> "SplitView":
+        """`train`, `val`, `test` or `all`; the view's name says which it is.
+
+        `test` falls back to `val`, and both to `all` where nothing is held out; `val` falls back to `train` where only
+        a test set is, which must not leak into the choice of a model. ConfigError for another name.
+        """
+        if name not in ("train", "val", "test", "all"):
+            raise ConfigError(f"no split is called {name[:80]!r}; there are: train, val, test, all")
+        if name == "test" and name not in self.splits:
+            name = "val"
+        if name == "val" and name not in self.splits:
+            name = "train" if "test" in self.splits else "all"
+        index = torch.arange(len(self.images), device=self.images.device) if name == "all" else self.splits[name]
+        return SplitView(self, name, index)
+
+    def stream(self, seed: int, batch_size: int) -> "Stream":
+        """The endless sequence of training batches that `seed` stands for."""
+        return Stream(self, seed, batch_size)
+
+    def batch(self, index_B: Tensor, labels: Tensor | None = None) -> Batch:
+        """The images at these positions, with their labels (or those of `labels`, a table like `self.labels`)."""
+        labels = self.labels if labels is None else labels
+        index_B = index_B.to(self.images.device)
+        return Batch(self.images.gather(index_B), index_B, None if labels is None else labels.index_select(0, index_B))
+
+
+@dataclass(frozen=True)
+class SplitView:
+    """A part of a data set, read in the order of `indices`."""
+
+    dataset: Dataset
+    name: str
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All of it; the last batch may be smaller."""
+        for index_B in self.indices.split(batch_size):
+            yield self.dataset.batch(index_B)
+
+    def take(self, n: int) -> Batch:
+        """The first n images (all, if there are fewer) as one batch."""
+        return self.dataset.batch(self.indices[:n])
+
+
+class Stream:
+    """The training split as an endless row of epochs, each a permutation drawn from (seed, epoch).
+
+    The batch at a step is a pure function of (seed, step), whatever was read before: batch `s` covers the positions
+    [s * B, (s + 1) * B) of the row and crosses from one epoch into the next where it must, also when B > N.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, batch_size: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.batch_size = batch_size
+        self._train = dataset.splits["train"]
+        self._labels = _visible_labels(dataset, seed)
+        self._epoch = -1
+        self._order = self._train
+
+    def indices(self, step: int) -> Tensor:
+        """Positions in the data set of the batch at `step`, int64 (B,)."""
+        n, position, missing = len(self._train), step * self.batch_size, self.batch_size
+        parts = []
+        while missing > 0:
+            epoch, start = divmod(position, n)
+            part = self._permutation(epoch)[start : start + missing]
+            parts.append(part)
+            position, missing = position + len(part), missing - len(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def batch(self, step: int) -> Batch:
+        """The batch at `step`; labels beyond `data.labelled` are -1."""
+        return self.dataset.batch(self.indices(step), self._labels)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            # Drawn on the CPU whatever the device, so that the order is the same on all of them.
+            order = torch.randperm(len(self._train), generator=generator("epoch", self.seed, epoch))
+            self._order, self._epoch = self._train[order.to(self._train.device)], epoch
+        return self._order
+
+
+def _visible_labels(dataset: Dataset, seed: int) -> Tensor | None:
+    """The label table with the rows of training images that the model may not see set to -1."""
+    labels_NK = dataset.labels
+    if labels_NK is None or dataset.labelled is None:
+        return labels_NK
+    train = dataset.splits["train"].cpu()
+    keep = train[torch.randperm(len(train), generator=generator("labelled", seed))]
+    if labels_NK.shape[1] == 1:
+        # Dealt out class by class, one image of each in turn: the counts of any two classes differ by one at most,
+        # unless a class runs out.
+        label = labels_NK[keep.to(labels_NK.device), 0].cpu()
+        by_class = torch.argsort(label, stable=True)
+        counts = torch.unique_consecutive(label[by_class], return_counts=True)[1]
+        turn = torch.cat([torch.arange(count) for count in counts.tolist()])
+        keep = keep[by_class[torch.argsort(turn, stable=True)]]
+    keep = keep[: count_of(dataset.labelled, len(train))].to(labels_NK.device)
+    visible_NK = torch.full_like(labels_NK, -1)
+    visible_NK[keep] = labels_NK[keep]
+    return visible_NK
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of `key`: streams of neighbouring seeds have nothing in common."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def count_of(share: int | float, n: int) -> int:
+    """A share of n images as a number: an int is that number, a float a fraction (to the nearest image)."""
+    return share if isinstance(share, int) else round(share * n)
+
+
+def assemble(
+    config: DataConfig,
+    images: Store,
+    *,
+    labels_NK: Tensor | None = None,
+    factor_names: Sequence[str] = (),
+    factor_sizes: Sequence[int] = (),
+    binary: bool,
+    source: dict[str, Any],
+    test: int = 0,
+) -> Dataset:
+    """The data set with its splits; the last `test` images are a published test set.
+
+    ConfigError where `holdout` leaves nothing to train on or `labelled` does not fit.
+    """
+    n = len(images) - test
+    held = count_of(config.holdout, n)
+    if isinstance(config.holdout, float):
+        held = min(held, n - 1)  # a fraction never takes the only image
+    if held >= n:
+        raise ConfigError(f"data.holdout is {held:,}, but there are only {n:,} images", "hold out fewer images")
+    order = torch.randperm(n, generator=generator("split", _SPLIT_SEED))
+    splits = {"train": order[held:][: config.limit]}
+    if held:
+        splits["val"] = order[:held]
+    if test:
+        splits["test"] = torch.arange(n, n + test)
+    if config.labelled is not None:
+        if labels_NK is None:
+            raise ConfigError(
+                f"data.labelled is {config.labelled}, but the images have no labels", "leave out data.labelled"
+            )
+        if count_of(config.labelled, len(splits["train"])) > len(splits["train"]):
+            raise ConfigError(
+                f"data.labelled is {config.labelled:,}, but there are only {len(splits['train']):,} training images"
+            )
+    info = DataInfo(
+        name=config.name,
+        shape=images.shape,
+        size=len(splits["train"]),
+        factor_names=tuple(factor_names),
+        factor_sizes=tuple(factor_sizes),
+        binary=binary,
+        source=source,
+    )
+    return Dataset(info, images, labels_NK, splits, config.labelled)
+
+
+def grid_labels(sizes: Sequence[int]) -> Tensor:
+    """Labels of a full grid of factors in order, the last one fastest: int64 (prod(sizes), K)."""
+    index_N, labels = torch.arange(math.prod(sizes)), []
+    for size in reversed(sizes):
+        labels.append(index_N % size)
+        index_N = index_N // size
+    return torch.stack(labels[::-1], dim=1)
+
+
+def grid_index(labels_BK: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The inverse of `grid_labels`: positions (B,) of images with these factors."""
+    index_B = torch.zeros_like(labels_BK[:, 0])
+    for k, size in enumerate(sizes):
+        index_B = index_B * size + labels_BK[:, k]
+    return index_B
+
+
+def require_memory(nbytes: int, what: str, hint: str) -> None:
+    """MachineError if `nbytes` are more than 80 % of the memory that is free, where the system tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        try:
+            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return
+    if nbytes > 0.8 * free:
+        raise MachineError(f"{what} needs {nbytes / 2**30:,.1f} GiB, but {free / 2**30:,.1f} GiB are free", hint)

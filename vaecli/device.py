@@ -1,0 +1,57 @@
+"""Where tensors live and where randomness comes from."""
+
+import hashlib
+import os
+
+import torch
+
+from vaecli.errors import ConfigError, MachineError
+
+NAMES = ("auto", "cuda", "mps", "cpu")
+
+
+def available() -> list[str]:
+    """Names of the devices that work here, best first."""
+    found = [f"cuda:{i}" if i else "cuda" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def pick(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` takes $VAE_DEVICE or the best there is. MachineError if it is not there."""
+    if name == "auto":
+        name = os.environ.get("VAE_DEVICE") or available()[0]
+    if name.partition(":")[0] not in NAMES[1:]:
+        raise ConfigError(f"no device is called {name!r}; there are: {', '.join(NAMES)}")
+    if name not in available() and name != "cuda:0":
+        raise MachineError(f"device {name!r} is not available here", f"available: {', '.join(available())}")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """`cuda (NVIDIA H100)`, `cpu (2 threads)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def derive(*keys: int | str) -> int:
+    """A 63-bit seed that depends on all keys and on nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed(*keys: int | str) -> None:
+    """Seed torch's global generators from the keys.
+
+    Training calls it with (seed, "step", n) before step n, so noise is a pure function of the seed and the step:
+    resuming, or evaluating in between, cannot change it.
+    """
+    torch.manual_seed(derive(*keys))
+
+
+def deterministic(device: torch.device) -> None:
+    """Reproducible kernels: on the CPU always; on CUDA too, where an operation allows it."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,373 @@
+"""What a trained model's latents do: moments of q(z|x) over a data set, which latents are in use, and a verdict.
+
+Everything accumulates in float64, batch by batch, so a data set of any size fits. All KL and likelihoods in nats.
+
+Shapes: B batch, D latents.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaecli.batch import Batch
+from vaecli.errors import InputError
+
+if TYPE_CHECKING:
+    from vaecli.models.base import Model
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a latent is active if Var_x[E_q[z|x]] exceeds it
+ACTIVE_SHARE = 1e-4  # a deterministic code has no scale of its own: its variance is compared with the largest one
+COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
+LAW_TOLERANCE = 0.1
+HEADERS = ("latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status")
+
+
+class Moments:
+    """Running mean and variance of rows, merged batch by batch (Chan, Golub & LeVeque 1983, eq. 2.1).
+
+    Stable where the textbook sum of squares cancels: means far from zero, millions of rows.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self._squares = torch.zeros((), dtype=torch.float64)  # sum of squared deviations from the mean
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows along the first axis: (B,) or (B, D), any float type, any device."""
+        # MPS has no float64, and B x D numbers are cheap to move.
+        values = rows.detach().cpu().double()
+        count = len(values)
+        if count == 0:
+            return
+        mean = values.mean(dim=0)
+        delta = mean - self.mean
+        total = self.n + count
+        self._squares = self._squares + (values - mean).square().sum(dim=0) + delta.square() * (self.n * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.n = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance (divided by N)."""
+        return self._squares / max(self.n, 1)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of the mean; NaN for fewer than two rows."""
+        return (self._squares / (self.n - 1) / self.n).sqrt() if self.n > 1 else torch.full_like(self._squares, math.nan)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of q(z|x) over `n` images; vectors are float64 of shape (D,).
+
+    A deterministic code has neither `sigma2_D` nor `kl_D`, hence no KL and no ELBO.
+    """
+
+    n: int
+    mean_D: Tensor  # E_x[mu]
+    var_D: Tensor  # Var_x[mu]
+    sigma2_D: Tensor | None  # E_x[sigma^2]
+    kl_D: Tensor | None  # E_x[KL(q(z_j|x) || p(z_j))]
+    recon: float  # E_x[-log p(x|z)], one z ~ q(z|x) an image
+    recon_error: float  # standard error of `recon`
+    elbo_error: float | None
+
+    @property
+    def total_D(self) -> Tensor | None:
+        """Var_x[mu] + E_x[sigma^2], the variance of the aggregated posterior.
+
+        The variance law: exactly 1, with mean 0, at a stationary point of a KL-penalised training loss whose network
+        can undo a shift and a scaling of z. Latents that ignore the image satisfy it as 0 + 1.
+        """
+        return None if self.sigma2_D is None else self.var_D + self.sigma2_D
+
+    @property
+    def active_D(self) -> Tensor:
+        """Which latents depend on the image: Var_x[mu] > 0.01; for a deterministic code, a hundredth of the largest
+        standard deviation."""
+        if self.sigma2_D is not None:
+            return self.var_D > ACTIVE_VARIANCE
+        return self.var_D > ACTIVE_SHARE * self.var_D.max()
+
+    @property
+    def active(self) -> int:
+        """Number of active units."""
+        return int(self.active_D.sum())
+
+    @property
+    def kl(self) -> float | None:
+        """E_x[KL(q(z|x) || p(z))], all latents together."""
+        return None if self.kl_D is None else float(self.kl_D.sum())
+
+    @property
+    def elbo(self) -> float | None:
+        """The evidence lower bound, -(recon + KL) with weight 1 whatever the training objective."""
+        return None if self.kl is None else -(self.recon + self.kl)
+
+    def order(self) -> list[int]:
+        """Latents by mean KL, largest first; those of a deterministic code by variance."""
+        key_D = self.var_D if self.kl_D is None else self.kl_D
+        # NaN compares as nothing, so it is put last by hand.
+        return torch.argsort(key_D.nan_to_num(nan=-math.inf), descending=True, stable=True).tolist()
+
+    def status(self, latent: int) -> str:
+        """`active`, `inactive` or, where a number is not finite, `n/a`."""
+        if not math.isfinite(float(self.var_D[latent])):
+            return "n/a"
+        return "active" if bool(self.active_D[latent]) else "inactive"
+
+
+class Verdict(NamedTuple):
+    """`healthy`, `partly collapsed`, `collapsed` or `not finite`, and what speaks for it in plain sentences."""
+
+    name: str
+    sentences: list[str]
+
+
+def limited(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    """At most the first `images` images of a stream of batches."""
+    for batch in batches:
+        if images <= 0:
+            return
+        if len(batch.x_BCHW) > images:
+            labels_BK = None if batch.labels_BK is None else batch.labels_BK[:images]
+            batch = Batch(batch.x_BCHW[:images], batch.index_B[:images], labels_BK)
+        images -= len(batch.x_BCHW)
+        yield batch
+
+
+def latent_statistics(
+    model: "Model",
+    batches: Iterable[Batch],
+    hyper: Mapping[str, float],
+    on_batch: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Stream over images and gather `Statistics`; the model should be in evaluation mode.
+
+    The one z an image drawn for the reconstruction comes from torch's global generator: seed it first.
+    `on_batch` is told the number of images of each batch. InputError if there are no images.
+    """
+    mean, sigma2, kl, recon, bound = Moments(), Moments(), Moments(), Moments(), Moments()
+    with torch.inference_mode():
+        for batch in batches:
+            x_BCHW = batch.x_BCHW.to(model.device)
+            q = model.posterior(x_BCHW)
+            nll_B = model.nll(x_BCHW, q.sample(), hyper)
+            mean.add(q.mean_BD)
+            recon.add(nll_B)
+            if q.logvar_BD is not None:
+                sigma2.add(q.logvar_BD.double().exp() if q.logvar_BD.device.type != "mps" else q.logvar_BD.exp())
+            if q.kl_BD is not None:
+                kl.add(q.kl_BD)
+                bound.add(nll_B + q.kl_BD.sum(dim=1))
+            if on_batch is not None:
+                on_batch(len(x_BCHW))
+    if mean.n == 0:
+        raise InputError("there are no images to analyze")
+    return Statistics(
+        n=mean.n,
+        mean_D=mean.mean,
+        var_D=mean.variance,
+        sigma2_D=sigma2.mean if sigma2.n else None,
+        kl_D=kl.mean if kl.n else None,
+        recon=float(recon.mean),
+        recon_error=float(recon.standard_error),
+        elbo_error=float(bound.standard_error) if bound.n else None,
+    )
+
+
+def records(stats: Statistics, names: Sequence[str]) -> list[dict[str, str | int | float | bool | None]]:
+    """One record a latent, in the order of `Statistics.order`; None where a model has no such number."""
+    total_D = stats.total_D
+
+    def number(values_D: Tensor | None, d: int) -> float | None:
+        return None if values_D is None else float(values_D[d])
+
+    return [
+        {
+            "latent": names[d],
+            "index": d,
+            "mean_mu": float(stats.mean_D[d]),
+            "var_mu": float(stats.var_D[d]),
+            "mean_sigma2": number(stats.sigma2_D, d),
+            "sum": number(total_D, d),
+            "kl": number(stats.kl_D, d),
+            "status": stats.status(d),
+        }
+        for d in stats.order()
+    ]
+
+
+def table_rows(stats: Statistics, names: Sequence[str]) -> list[list[str]]:
+    """The cells under `HEADERS`, one row a latent in the order of `Statistics.order`."""
+    rows = []
+    for record in records(stats, names):
+        numbers = [record[key] for key in ("mean_mu", "var_mu", "mean_sigma2", "sum", "kl")]
+        rows.append([str(record["latent"]), *(number_text(n, 4) for n in numbers), str(record["status"])])
+    return rows
+
+
+def row_styles(stats: Statistics) -> list[str | None]:
+    """For `output.table`: rows of inactive latents are dimmed."""
+    return ["dim" if stats.status(d) == "inactive" else None for d in stats.order()]
+
+
+def totals(stats: Statistics) -> dict[str, int | float | None]:
+    """The numbers of the model as a whole."""
+    return {
+        "images": stats.n,
+        "elbo": stats.elbo,
+        "elbo_standard_error": stats.elbo_error,
+        "recon": stats.recon,
+        "recon_standard_error": stats.recon_error,
+        "kl": stats.kl,
+        "latents": len(stats.mean_D),
+        "active_units": stats.active,
+    }
+
+
+def totals_text(stats: Statistics) -> str:
+    """The totals in one line."""
+    parts = [f"reconstruction {number_text(stats.recon, 2)} nats", f"{stats.active} of {len(stats.mean_D)} latents active"]
+    if stats.kl is not None:
+        error = number_text(stats.elbo_error, 2)
+        parts = [f"ELBO {number_text(stats.elbo, 2)} +- {error} nats", parts[0], f"KL {number_text(stats.kl, 3)} nats", parts[1]]
+    return f"{'; '.join(parts)}; {stats.n:,} images"
+
+
+def number_text(value: object, digits: int) -> str:
+    """A number with so many decimals; `n/a` for None, NaN and infinities."""
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) and math.isfinite(value) else "n/a"
+
+
+# ------------------------------------------------------------------------------------------------------------ verdict
+
+
+def verdict(
+    stats: Statistics,
+    names: Sequence[str],
+    hyper: Mapping[str, float] | None = None,
+    *,
+    factors: int | None = None,
+    step: int | None = None,
+    standard_prior: bool = True,
+) -> Verdict:
+    """Is the latent space in use?
+
+    `hyper` are the model's numbers at the checkpoint (its remedies depend on them), `factors` the number of factors
+    that vary in the data where that is known, `step` the training step. `standard_prior`: p(z) = N(0, I), without
+    which the variance law says nothing.
+
+    Collapsed: no latent depends on the image, or all together hold less than 0.1 nats. Partly collapsed: fewer latents
+    are active than the data have factors or, with factors unknown, at most half of them. Other unused latents are
+    what a KL penalty does with spare ones, and no fault.
+    """
+    vectors = [v for v in (stats.mean_D, stats.var_D, stats.sigma2_D, stats.kl_D) if v is not None]
+    bad = [n for d, n in enumerate(names) if not all(math.isfinite(float(v[d])) for v in vectors)]
+    if bad or not math.isfinite(stats.recon):
+        what = f"latents {_some(bad)}" if bad else "the reconstruction term"
+        return Verdict("not finite", [
+            f"NaN or infinity in {what} over {stats.n:,} images.",
+            "Use an earlier checkpoint; in training, try a smaller learning rate (--set optim.lr=...) or --set optim.grad_clip=1.",
+        ])  # fmt: skip
+    if stats.n < 2:
+        return Verdict("n/a", ["One image cannot show which latents depend on the image; give more."])
+    if stats.kl is None or stats.sigma2_D is None:
+        return _verdict_of_code(stats, names)
+    hyper = hyper or {}
+    latents, active, kl = len(names), stats.active, stats.kl
+    carried = f"{active} of {latents} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); KL {kl:.3g} nats in all."
+    if active == 0 or kl < COLLAPSED_KL:
+        sentences = [carried]
+        if kl >= COLLAPSED_KL:
+            sentences.append("q(z|x) is the same for every image: the KL is paid, yet tells the decoder nothing.")
+        else:
+            sentences.append("z tells the decoder nothing about the image: every reconstruction is the same average.")
+        return Verdict("collapsed", [*sentences, _remedy(hyper, step)])
+    sentences = [carried]
+    unused = latents - active
+    partly = unused > 0 and (active < factors if factors else 2 * active <= latents)
+    if partly:
+        if factors:
+            sentences.append(f"The data vary in {factors} factors, more than {active} {_plural('latent', active)} can hold apart.")
+            sentences.append(_remedy(hyper, step))
+        else:
+            sentences.append(
+                f"{unused} unused latents are normal if the data need no more than {active}. To find out, train once "
+                f"with latent_dim {max(active, 1)}: a reconstruction as good as {stats.recon:.4g} nats means nothing is lost."
+            )
+            sentences.append(f"If it is: {_remedy(hyper, step)}")
+    elif unused:
+        why = f", the more so with beta = {hyper['beta']:g}" if hyper.get("beta", 1.0) > 1 else ""
+        need = f" than the {factors} factors need" if factors and latents > factors else " than the data need"
+        sentences.append(
+            f"The {unused} unused {_plural('latent', unused)} ({_some([n for d, n in enumerate(names) if not stats.active_D[d]])}) cost "
+            f"nothing: normal when latent_dim is larger{need}{why}."
+        )
+    if standard_prior:
+        sentences += _law(stats, names)
+    return Verdict("partly collapsed" if partly else "healthy", sentences)
+
+
+def _law(stats: Statistics, names: Sequence[str]) -> list[str]:
+    """A word about the variance law where it is off by more than a tenth."""
+    assert stats.total_D is not None and stats.sigma2_D is not None
+    off_D = torch.maximum((stats.total_D - 1).abs(), stats.mean_D.abs())
+    worst = int(off_D.argmax())
+    if float(off_D[worst]) <= LAW_TOLERANCE:
+        return []
+    return [
+        f"Not yet stationary: variance of mu + mean sigma^2 should be 1 and the mean 0 for each latent; {names[worst]} has "
+        f"{float(stats.var_D[worst]):.3f} + {float(stats.sigma2_D[worst]):.3f} = {float(stats.total_D[worst]):.3f}, mean "
+        f"{float(stats.mean_D[worst]):.3f} ({int((off_D > LAW_TOLERANCE).sum())} of {len(names)} off by more than "
+        f"{LAW_TOLERANCE:g}). Train longer or lower the learning rate at the end; else weight decay, a penalty on "
+        f"q(z), or images unlike the training images can be the cause."
+    ]
+
+
+def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
+    """A code without distribution: all that can be seen is whether it varies."""
+    about = "A deterministic code has no KL: only its variance over the images can be judged."
+    if float(stats.var_D.max()) == 0.0 or float(stats.var_D.max()) < 1e-12 * float(stats.mean_D.square().max()):
+        return Verdict("collapsed", [about, "No latent varies: every image has the same code.", _remedy({}, None)])
+    unused = [n for d, n in enumerate(names) if not stats.active_D[d]]
+    if unused:
+        return Verdict("partly collapsed", [
+            about,
+            f"{len(unused)} of {len(names)} latents ({_some(unused)}) vary less than a hundredth as much as the largest: "
+            "a smaller latent_dim would do.",
+        ])  # fmt: skip
+    return Verdict("healthy", [about, f"All {len(names)} latents vary."])
+
+
+def _remedy(hyper: Mapping[str, float], step: int | None) -> str:
+    """The cheapest thing to try first, as far as the numbers of the model tell."""
+    if step is not None and step < 1000:
+        return f"First: train longer; {step:,} steps are early, and the KL of a healthy run is near 0 at the start."
+    if hyper.get("beta", 1.0) > 1:
+        return f"First: a smaller beta (now {hyper['beta']:g}), e.g. --set model.beta={max(1.0, hyper['beta'] / 4):g}."
+    if hyper.get("beta_norm"):
+        return f"First: a smaller beta_norm (now {hyper['beta_norm']:g}), e.g. --set model.beta_norm={hyper['beta_norm'] / 4:g}."
+    if "capacity" in hyper and "gamma" in hyper:
+        return f"First: a larger capacity C (now {hyper['capacity']:g} nats), or train until its schedule has risen."
+    if hyper.get("likelihood.sigma", 0.0) >= 0.5:
+        sigma = hyper["likelihood.sigma"]
+        return f"First: a smaller sigma (now {sigma:g}) makes the reconstruction count more, e.g. --set model.likelihood.sigma={sigma / 4:g}."
+    if "beta" in hyper or "latent_dim" in hyper:
+        warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
+        return f"First: warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
+    return "First: a smaller learning rate (--set optim.lr=...), or another seed."
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,169 @@
+"""Pictures of images: arrays in, PNG or GIF bytes out. Pillow only; nothing here knows a model.
+
+Images are float arrays (N, C, H, W) in [0, 1]. One channel is drawn grey, three as RGB; of any other number the first
+channel is drawn grey. Small images are enlarged by whole factors without smoothing, so every pixel stays visible.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vaecli.errors import ConfigError
+
+Images = NDArray[np.floating]
+
+SMALLEST_CELL = 64  # pixels on the longer side of an image as drawn
+LARGEST_SHEET = 100_000_000  # pixels of a whole sheet; what is larger no viewer opens
+GAP = 4
+MARGIN = 16
+WHITE, INK, SOFT, MUTED = (255, 255, 255), (32, 36, 42), (104, 110, 120), (172, 177, 185)
+TEXT, SMALL, HEADING = 14, 12, 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images side by side. `label` and, smaller below it, `detail` stand at the left; a caption (its lines split at
+    newlines) stands under each image. Text of a `muted` row, or of the images marked so, is pale."""
+
+    images_NCHW: Images
+    label: str = ""
+    detail: str = ""
+    captions: Sequence[str] = ()
+    muted: bool | Sequence[bool] = False
+
+    def is_muted(self, column: int) -> bool:
+        return self.muted if isinstance(self.muted, bool) else self.muted[column]
+
+
+def to_uint8(images_NCHW: Images) -> NDArray[np.uint8]:
+    """(N, C, H, W) in [0, 1] to (N, H, W, 3) in 0..255: rounded, clipped, NaN as 0."""
+    images = np.asarray(images_NCHW)
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]
+    levels = np.clip(np.rint(np.nan_to_num(images, nan=0.0) * 255.0), 0, 255).astype(np.uint8)
+    return np.broadcast_to(levels.transpose(0, 2, 3, 1), (len(levels), *levels.shape[2:], 3))
+
+
+def scale_of(height: int, width: int) -> int:
+    """The whole factor that brings the longer side to at least 64 pixels."""
+    return max(1, math.ceil(SMALLEST_CELL / max(height, width)))
+
+
+def sheet(rows: Sequence[Row], headings: Sequence[str] = (), title: str = "", footer: str = "") -> Image.Image:
+    """Rows of images on white, with `headings` over the columns. All images have one size.
+
+    ConfigError where the sheet would be larger than 100 megapixels.
+    """
+    height, width = rows[0].images_NCHW.shape[2:]
+    scale = scale_of(height, width)
+    cell_h, cell_w = height * scale, width * scale
+    columns = max(len(row.images_NCHW) for row in rows)
+    font, small, big = _font(TEXT), _font(SMALL), _font(HEADING)
+    line, small_line = _line(font), _line(small)
+
+    margin = MARGIN if any((headings, title, footer, *(row.label or row.captions for row in rows))) else GAP
+    label_w = max((max(_width(font, row.label), _width(small, row.detail)) for row in rows), default=0)
+    caption_w = max((_width(small, text) for row in rows for c in row.captions for text in c.split("\n")), default=0)
+    heading_w = max((_width(small, text) for text in headings), default=0)
+    # Columns widen where their text would run into the neighbour's.
+    pitch = max(cell_w, caption_w + 6, heading_w + 6) + GAP
+    left = margin + (label_w + 14 if label_w else 0)
+    top = margin + (_line(big) + 8 if title else 0) + (small_line + 4 if headings else 0)
+    caption_h = [max((c.count("\n") + 1 for c in row.captions), default=0) * small_line for row in rows]
+    # Under a caption more room, so that it belongs to the image above it.
+    pitches = [cell_h + (GAP if not h else h + 14) for h in caption_h]
+    title_lines, footer_lines = [title] if title else [], footer.split("\n") if footer else []
+    text_w = max((_width(f, t) for f, ts in ((big, title_lines), (small, footer_lines)) for t in ts), default=0)
+    sheet_w = max(left + columns * pitch - GAP, margin + text_w) + margin
+    body_h = sum(pitches) - (GAP if not caption_h[-1] else 8)
+    sheet_h = top + body_h + (10 + small_line * len(footer_lines) if footer else 0) + margin
+    if sheet_w * sheet_h > LARGEST_SHEET:
+        raise ConfigError(f"a picture of {len(rows)} x {columns} images would have {sheet_w} x {sheet_h} pixels", "ask for fewer")
+
+    canvas = Image.new("RGB", (sheet_w, sheet_h), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((margin, margin), title, fill=INK, font=big, anchor="la")
+    for column, text in enumerate(headings):
+        centre = left + column * pitch + (pitch - GAP) / 2
+        draw.text((centre, top - 6), text, fill=SOFT, font=small, anchor="ms")
+    y = top
+    for row, row_pitch in zip(rows, pitches, strict=True):
+        ink, soft = (MUTED, MUTED) if row.muted is True else (INK, SOFT)
+        block = line + (small_line if row.detail else 0)
+        text_y = y + (cell_h - block) // 2
+        draw.text((margin, text_y), row.label, fill=ink, font=font, anchor="la")
+        draw.text((margin, text_y + line), row.detail, fill=soft, font=small, anchor="la")
+        for column, pixels in enumerate(to_uint8(row.images_NCHW)):
+            x = left + column * pitch + (pitch - GAP - cell_w) // 2
+            tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+            canvas.paste(tile, (x, y))
+        for column, caption in enumerate(row.captions):
+            centre = left + column * pitch + (pitch - GAP) / 2
+            for i, text in enumerate(caption.split("\n")):
+                fill = MUTED if row.is_muted(column) else INK if i == 0 else SOFT
+                draw.text((centre, y + cell_h + 3 + i * small_line), text, fill=fill, font=small, anchor="ma")
+        y += row_pitch
+    for i, text in enumerate(footer_lines):
+        draw.text((margin, top + body_h + 10 + i * small_line), text, fill=SOFT, font=small, anchor="la")
+    return canvas
+
+
+def columns_for(count: int, height: int = 1, width: int = 1) -> int:
+    """How many columns make `count` images of that shape about square."""
+    return max(1, min(count, math.ceil(math.sqrt(count * height / width))))
+
+
+def in_rows(images_NCHW: Images, columns: int) -> list[Row]:
+    """Images in reading order, cut into rows."""
+    return [Row(images_NCHW[i : i + columns]) for i in range(0, len(images_NCHW), columns)]
+
+
+def grid(images_NCHW: Images, columns: int | None = None) -> bytes:
+    """PNG of all images in reading order, about square, without text."""
+    count, _, height, width = images_NCHW.shape
+    return png(sheet(in_rows(images_NCHW, columns or columns_for(count, height, width))))
+
+
+def single(image_CHW: Images) -> bytes:
+    """PNG of one image at its own size."""
+    return png(Image.fromarray(np.ascontiguousarray(to_uint8(np.asarray(image_CHW)[None])[0])))
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as PNG; grey where it holds no colour."""
+    red, green, blue = picture.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        picture = red
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def gif(frames: Sequence[Image.Image], milliseconds: int = 90, hold: int = 500) -> bytes:
+    """An endless animation, forth and back; the first and the last frame stay for `hold` milliseconds."""
+    order = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
+    # No dithering: it would crawl over still images.
+    pictures = [frames[i].quantize(256, dither=Image.Dither.NONE) for i in order]
+    durations = [hold if i in (0, len(frames) - 1) else milliseconds for i in order]
+    stream = io.BytesIO()
+    pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False)
+    return stream.getvalue()
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    return math.ceil(font.getlength(text))
+
+
+def _line(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    _, top, _, bottom = font.getbbox("Ay")
+    return math.ceil(bottom - top) + 5

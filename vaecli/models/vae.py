@@ -1,0 +1,31 @@
+"""Variational autoencoder: maximises the evidence lower bound.
+
+Kingma & Welling 2014, "Auto-Encoding Variational Bayes", eq. 3:
+loss = -E_q(z|x)[log p(x|z)] + KL(q(z|x) || p(z)).
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from vaecli import objective
+from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
+
+
+class Config(GaussianConfig):
+    """A VAE has no settings beyond its latents, likelihood and net."""
+
+    name: Literal["vae"] = "vae"
+
+
+class Model(GaussianVAE):
+    """The VAE; `beta-vae` at beta = 1."""
+
+    config: Config
+
+    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Tensor]:
+        assert q.kl_BD is not None
+        return {"kl": q.kl_BD.sum(dim=1).mean()}
+
+    def objective_text(self, hyper: Hyper) -> str:
+        return f"minimise recon + KL; {self.likelihood.text(hyper)}; {objective.UNITS}"

@@ -1,0 +1,110 @@
+"""The terms of the objectives as pure functions of tensors, and the type of their coefficients.
+
+Nats everywhere; images in [0, 1]. Shapes: B batch, C H W image, D latents.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator
+from torch import Tensor
+
+from vaecli.schedules import Decay, Piecewise, Scalar
+
+UNITS = "nats, sum over pixels and latents, mean over the batch"
+LOG_2PI = math.log(2.0 * math.pi)
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
+
+
+def lowest(value: Scalar) -> float:
+    """The least number that `value` stands for at any step; for a decay, which never changes sign, its start."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Piecewise):
+        return min(number for _, number in value.points)
+    if isinstance(value, Decay):
+        return value.start
+    return min(value.start, value.end)
+
+
+def _not_negative(value: Scalar) -> Scalar:
+    if lowest(value) < 0:
+        raise ValueError("must never be negative")
+    return value
+
+
+# The coefficient of a term: a number or schedule that is never negative.
+Weight = Annotated[Scalar, AfterValidator(_not_negative)]
+
+
+# ---- Gaussian posteriors
+
+
+def clamp_logvar(logvar: Tensor) -> Tensor:
+    """Log-variances limited to [-30, 20]; any shape.
+
+    No healthy posterior comes near the bounds: a standard deviation of exp(-15) = 3e-7 is at the resolution of a
+    float32 latent of size 1, so a narrower one samples nothing but its mean, and exp(10) = 22,000 is that many widths
+    of the prior. Between them exp(logvar), its sum over latents and its gradient stay far from overflow.
+    """
+    return logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+
+def kl_normal(mean_BD: Tensor, logvar_BD: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) of every latent in nats, (B, D).
+
+    0.5 (mean^2 + exp(logvar) - logvar - 1), Kingma & Welling 2014, appendix B; expm1 keeps the digits of a collapsed
+    latent, where the terms cancel.
+    """
+    return 0.5 * (mean_BD.square() + torch.expm1(logvar_BD) - logvar_BD)
+
+
+def reparameterize(mean_BD: Tensor, logvar_BD: Tensor) -> Tensor:
+    """One draw mean + exp(logvar / 2) eps, eps ~ N(0, I) from torch's global generator (Kingma & Welling 2014, 2.4)."""
+    return mean_BD + torch.exp(0.5 * logvar_BD) * torch.randn_like(mean_BD)
+
+
+def log_normal(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, exp(logvar)) in nats, element by element; the arguments broadcast."""
+    return -0.5 * ((z - mean).square() * torch.exp(-logvar) + logvar + LOG_2PI)
+
+
+# ---- likelihoods
+
+
+def bernoulli_log_prob(x_BCHW: Tensor, logits_BCHW: Tensor) -> Tensor:
+    """Sum over pixels of x log p + (1 - x) log(1 - p), p = sigmoid(logits), in nats, (B,).
+
+    The log-probability of a binary image; for x between 0 and 1 the (negative) cross-entropy, whose best p is x.
+    """
+    return -F.binary_cross_entropy_with_logits(logits_BCHW, x_BCHW, reduction="none").flatten(1).sum(dim=1)
+
+
+def gaussian_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, sigma: float | Tensor) -> Tensor:
+    """log N(x; mean, sigma^2 I) summed over pixels in nats, constants included, (B,); sigma > 0 is one number."""
+    log_sigma = sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)
+    squares_B = ((x_BCHW - mean_BCHW) / sigma).square().flatten(1).sum(dim=1)
+    return -0.5 * squares_B - x_BCHW[0].numel() * (log_sigma + 0.5 * LOG_2PI)
+
+
+# ---- weights of the KL
+
+
+def capacity(kl_mean: Tensor, c: float, gamma: float) -> Tensor:
+    """gamma |KL - C| with the KL already averaged over the batch (Burgess et al. 2018, eq. 8).
+
+    The absolute value is taken of the mean, not averaged over images: single images may carry more or less than C.
+    """
+    return gamma * (kl_mean - c).abs()
+
+
+def beta_from_norm(beta_norm: float, latent_dim: int, pixels: int) -> float:
+    """beta = beta_norm N / M for M latents and N = C H W values an image (Higgins et al. 2017, section 4.2)."""
+    return beta_norm * pixels / latent_dim
+
+
+def norm_from_beta(beta: float, latent_dim: int, pixels: int) -> float:
+    """beta_norm = beta M / N, the inverse of `beta_from_norm`."""
+    return beta * latent_dim / pixels

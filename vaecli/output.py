@@ -1,0 +1,169 @@
+"""The two streams. stdout carries the result and nothing else; stderr carries notices, warnings, progress and errors.
+
+User text never passes through rich's markup (a path may hold brackets), and control characters are shown escaped.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_quiet = False
+_log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
+
+
+def configure(quiet: bool) -> None:
+    """Set once per command: with `quiet`, no notices and no progress; warnings and errors stay."""
+    global _quiet
+    _quiet = quiet
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    # A name with a lone surrogate, or a terminal that cannot encode a sign, must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def safe(text: object) -> str:
+    """Text with control and bidirectional characters escaped, so that a file's content cannot drive the terminal."""
+    return "".join(
+        c if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068") else ascii(c)[1:-1]
+        for c in str(text)
+    )
+
+
+def notice(text: str) -> None:
+    """One line of information on stderr."""
+    _log.info(safe(text))
+    if not _quiet:
+        _stderr(safe(text))
+
+
+def warning(text: str) -> None:
+    """One line that is shown even when quiet."""
+    _log.warning(safe(text))
+    _stderr(f"vae: warning: {safe(text)}")
+
+
+def error(text: str, hint: str | None = None) -> None:
+    """The one or two lines with which a command fails."""
+    _log.error(safe(text))
+    _stderr(f"vae: error: {safe(text)}")
+    if hint:
+        _stderr(f"  hint: {safe(hint)}")
+
+
+def _stderr(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # a closed terminal must not end a training run
+
+
+def interactive() -> bool:
+    """Whether live progress may be drawn: a terminal on stderr, not quiet, not CI."""
+    try:
+        return not _quiet and "CI" not in os.environ and os.environ.get("TERM") != "dumb" and sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+def stderr_console() -> Any:
+    """A rich console on stderr that never interprets user text as markup."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def progress(description: str, total: float | None) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal, at most one line every 30 s elsewhere; yields `advance(amount)`."""
+    if interactive():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=stderr_console(), transient=True) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda amount: bars.advance(task, amount)
+        return
+    done, last = 0.0, time.monotonic()
+
+    def advance(amount: float) -> None:
+        nonlocal done, last
+        done += amount
+        if time.monotonic() - last >= 30.0:
+            last = time.monotonic()
+            notice(f"{description}: {done:,.0f}" + (f" of {total:,.0f}" if total else ""))
+
+    yield advance
+
+
+def result(text: str) -> None:
+    """One line of the result on stdout."""
+    result_bytes(f"{text}\n".encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+
+
+def result_bytes(content: bytes) -> None:
+    """Bytes of the result on stdout. Exits quietly with 141 where the reader has gone, as Unix producers do."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def result_json(value: Any) -> None:
+    """The result as one JSON object or array: sorted keys, NaN and infinities as null."""
+    result(json.dumps(_plain(value), sort_keys=True, indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    styles: Sequence[str | None] | None = None,
+    to_stderr: bool = False,
+    left: int = 1,
+) -> None:
+    """A rich table on a terminal (`styles`: one rich style a row; the first `left` columns hold words, the others
+    numbers); tab-separated and untruncated in a pipe.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    if to_stderr and _quiet:
+        return
+    if not stream.isatty():
+        lines = ["\t".join(headers), *("\t".join(row) for row in rows)]
+        if to_stderr:
+            _stderr("\n".join(lines))
+        else:
+            result("\n".join(lines))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(safe(title)) if title else None, box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, header in enumerate(headers):
+        drawn.add_column(Text(header), justify="left" if i < left else "right", no_wrap=i != left - 1 or left == 1)
+    for i, row in enumerate(rows):
+        drawn.add_row(*(Text(safe(cell)) for cell in row), style=(styles[i] if styles else None) or "")
+    Console(file=stream, markup=False, highlight=False, emoji=False).print(drawn)

@@ -1,0 +1,74 @@
+"""Presets: named YAML files, found on `VAE_PRESET_PATH`, in the package, or beside a source checkout.
+
+The comment block at the top of each file is its documentation; its first line is the summary that `vae presets` prints.
+A preset may name another one in `extends`; what it says itself wins.
+"""
+
+import os
+from pathlib import Path
+
+from vaecli import registry
+from vaecli.errors import ConfigError
+
+
+def folders() -> list[Path]:
+    """Where presets are looked for, first match wins."""
+    here = Path(__file__).parent
+    listed = [Path(p) for p in os.environ.get("VAE_PRESET_PATH", "").split(os.pathsep) if p]
+    return [f for f in (*listed, here / "_presets", here.parent / "presets") if f.is_dir()]
+
+
+def paths() -> dict[str, Path]:
+    """Name -> file of every preset; a leading underscore marks a base that is only extended."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.yaml")):
+            if not path.stem.startswith("_"):
+                found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def summary(path: Path) -> str:
+    """The first comment line."""
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").lstrip("# ").rstrip()
+
+
+def find(name: str) -> Path:
+    """The file of a preset; ConfigError with the nearest name."""
+    known = paths()
+    if name not in known:
+        raise ConfigError(f"no preset is called {name[:80]!r}{registry.nearest(name, known)}", "vae presets lists them")
+    return known[name]
+
+
+def load(name: str):  # type: ignore[no-untyped-def]  # -> config.Tree; yaml is imported only when a preset is read
+    """The merged tree of a preset and what it extends."""
+    from vaecli import config
+
+    chain: list[str] = []
+    trees = []
+    next_name: str | None = name
+    while next_name is not None:
+        if next_name in chain:
+            raise ConfigError(f"preset {name}: `extends` goes round in a circle: {' -> '.join([*chain, next_name])}")
+        chain.append(next_name)
+        path = find(next_name) if not trees else _base(next_name, trees[-1][0])
+        tree = config.read_file(path)
+        tree.origins = {k: v.replace(str(path), f"preset {next_name}") for k, v in tree.origins.items()}
+        parent = tree.values.pop("extends", None)
+        if parent is not None and not isinstance(parent, str):
+            raise ConfigError(f"{path}: `extends` takes one preset's name")
+        trees.append((path, tree))
+        next_name = parent
+    merged = config.Tree()
+    for _, tree in reversed(trees):
+        merged.merge(tree)
+    return merged
+
+
+def _base(name: str, child: Path) -> Path:
+    # Only a plain name: what a file extends can never be a path out of the preset folders.
+    if Path(name).name == name and (child.parent / f"{name}.yaml").is_file():
+        return child.parent / f"{name}.yaml"
+    return find(name)

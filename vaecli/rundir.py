@@ -1,0 +1,158 @@
+"""A run directory: made exclusively, locked by one process, and telling what happened in it.
+
+    runs/beta-vae-dsprites-s0-20261120T231500Z-3fa9/
+      config.yaml    resolved and complete; `vae train --config` on it repeats the run
+      run.json       what ran, where, with which versions, and how it ended
+      metrics.jsonl  one JSON object per record, appended
+      train.log      what went to stderr, without progress
+      checkpoints/   see vaecli.checkpoint
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vaecli import __version__
+from vaecli.errors import ConfigError, MachineError
+
+
+def runs_dir() -> Path:
+    """$VAE_RUNS_DIR, else ./runs."""
+    return Path(os.environ.get("VAE_RUNS_DIR") or "runs")
+
+
+class RunDir:
+    """One open, locked run directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock an existing directory. MachineError if another process holds it."""
+        self.path = path
+        try:
+            self._lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise MachineError(f"{path}: not writable: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise MachineError(f"{path}: in use by {holder}", "wait for it, or start a run of another name") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+        self._handler = logging.FileHandler(path / "train.log", encoding="utf-8", errors="backslashreplace")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("vaecli").addHandler(self._handler)
+        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write(self, name: str, text: str) -> None:
+        """A small text file, replaced atomically."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def status(self, **facts: Any) -> None:
+        """Merge facts into run.json."""
+        path = self.path / "run.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.write("run.json", json.dumps({**known, **facts}, indent=1, sort_keys=True))
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._metrics.flush()
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the records after `step`, which a resumed run will write again."""
+        path = self.path / "metrics.jsonl"
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a killed process
+        self._metrics.close()
+        self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
+        self._metrics = path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._metrics.close()
+        logging.getLogger("vaecli").removeHandler(self._handler)
+        self._handler.close()
+        self._lock.truncate(0)
+        self._lock.close()
+
+
+def check_name(name: str) -> None:
+    """ConfigError for a run name that is no plain directory name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name):
+        raise ConfigError(f"{name[:80]!r} is not usable as a run name", "letters, digits, '.', '_' and '-'")
+
+
+def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> RunDir:
+    """Make and lock a fresh run directory. An existing `name` is refused, or with `force` emptied first."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if name is not None:
+        check_name(name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if name is None:
+            while True:
+                path = parent / f"{prefix}-{stamp}-{secrets.token_hex(2)}"
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+        else:
+            path = parent / name
+            if path.exists() and force:
+                if not (path / "run.json").is_file():
+                    raise ConfigError(f"{path}: exists and is not a run directory; --force does not remove it")
+                RunDir(path).close()  # refuses while another process is at work in it
+                for entry in path.iterdir():
+                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            path.mkdir(exist_ok=force)
+        (path / "checkpoints").mkdir()
+    except FileExistsError:
+        if name is not None and (parent / name / ".lock").exists():
+            RunDir(parent / name).close()
+        raise ConfigError(
+            f"{parent / (name or '')}: exists already",
+            "continue it with --resume, choose another --name, or replace it with --force",
+        ) from None
+    except OSError as error:
+        raise MachineError(f"{parent}: a run directory cannot be made here: {error.strerror}", "choose another --runs-dir") from None
+    return RunDir(path)
+
+
+def provenance() -> dict[str, Any]:
+    """What produced a run: program, versions, machine, time."""
+    import torch
+
+    return {
+        "argv": sys.argv[1:],
+        "vaecli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,112 @@
+"""Schedules: pure functions of the global step.
+
+Wherever the configuration takes a `Scalar`, a mapping such as `{schedule: linear, start: 0, end: 4, steps: 10000}` may
+stand in place of the number. Nothing here counts: the value at a step is the same whatever was evaluated in between
+and however often the run was stopped and resumed.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vaecli.section import Count, Positive, PositiveInt, Section
+
+
+class Linear(Section):
+    """`start` until step `delay`, then a straight line that reaches `end` `steps` later and stays there."""
+
+    schedule: Literal["linear"]
+    start: float
+    end: float
+    steps: PositiveInt
+    delay: Count = 0
+
+    def at(self, step: int) -> float:
+        share = min(1.0, max(0, step - self.delay) / self.steps)
+        return self.start + (self.end - self.start) * share
+
+
+class Cosine(Section):
+    """Half a cosine wave from `start` to `end` over `steps` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+
+    schedule: Literal["cosine"]
+    start: float
+    end: float
+    steps: PositiveInt
+    delay: Count = 0
+
+    def at(self, step: int) -> float:
+        share = min(1.0, max(0, step - self.delay) / self.steps)
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+class Cyclical(Section):
+    """Repeated warm-up: each `period` rises from `start` to `end` in its first `ratio`, then stays (Fu et al. 2019)."""
+
+    schedule: Literal["cyclical"]
+    start: float
+    end: float
+    period: PositiveInt
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def at(self, step: int) -> float:
+        share = min(1.0, (step % self.period) / (self.period * self.ratio))
+        return self.start + (self.end - self.start) * share
+
+
+class Decay(Section):
+    """`start` times `factor` for every `every` steps gone by (a staircase)."""
+
+    schedule: Literal["decay"]
+    start: float
+    factor: Positive
+    every: PositiveInt
+
+    def at(self, step: int) -> float:
+        return self.start * self.factor ** (step // self.every)
+
+
+class Piecewise(Section):
+    """Straight lines through `points`, a list of [step, value] with rising steps; constant outside."""
+
+    schedule: Literal["piecewise"]
+    points: list[Annotated[tuple[Count, float], Field(strict=False)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Piecewise":
+        steps = [step for step, _ in self.points]
+        if any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+            raise ValueError("the steps of `points` must rise")
+        return self
+
+    def at(self, step: int) -> float:
+        if step <= self.points[0][0]:
+            return self.points[0][1]
+        for (s0, v0), (s1, v1) in zip(self.points, self.points[1:], strict=False):
+            if step <= s1:
+                return v0 + (v1 - v0) * (step - s0) / (s1 - s0)
+        return self.points[-1][1]
+
+
+Schedule = Annotated[Linear | Cosine | Cyclical | Decay | Piecewise, Field(discriminator="schedule")]
+Scalar = float | Schedule
+
+
+def at(value: Scalar, step: int) -> float:
+    """The number that `value` stands for at `step`."""
+    return value if isinstance(value, (int, float)) else value.at(step)
+
+
+def resolve(section: Section, step: int) -> dict[str, float]:
+    """Every number of a section at `step`, schedules evaluated, nested sections by dotted name (`likelihood.sigma`)."""
+    values: dict[str, float] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, (Linear, Cosine, Cyclical, Decay, Piecewise)):
+            values[name] = value.at(step)
+        elif isinstance(value, Section):
+            values.update({f"{name}.{key}": number for key, number in resolve(value, step).items()})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            values[name] = float(value)
+    return values

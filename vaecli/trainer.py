@@ -1,0 +1,341 @@
+"""The training loop. It knows the `Model` contract and no model by name.
+
+Everything that depends on time is a pure function of (seed, step): the batch, the noise, every schedule. So the state
+to save is the weights, the optimizers and the step, and a resumed run repeats what an uninterrupted one would have done.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vaecli import checkpoint, device, output, schedules
+from vaecli.batch import Batch, Split
+from vaecli.config import OptimConfig, RunConfig
+from vaecli.errors import Diverged, Interrupted, MachineError
+from vaecli.models.base import Model
+from vaecli.rundir import RunDir
+
+
+class Data(Protocol):
+    """What the loop asks of a data set."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- stopping
+
+
+class Stop:
+    """Set by a signal or a time limit; polled by every long loop. `reason` is None while training goes on."""
+
+    def __init__(self, max_seconds: float | None = None) -> None:
+        self.signal: int | None = None
+        self.save_now = False
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+
+    @property
+    def reason(self) -> str | None:
+        if self.signal is not None:
+            return "interrupted"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "time limit"
+        return None
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within: the first INT, TERM or HUP stops after the step, a second at once; USR1 saves and goes on."""
+        old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._save)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            import os
+
+            os._exit(128 + number)  # the last committed checkpoint is intact by construction
+        self.signal = number
+        output.notice("stopping after this step and saving; press again to stop now")
+
+    def _save(self, number: int, _: Any) -> None:
+        self.save_now = True
+
+
+# ---------------------------------------------------------------------------------------------------------------- state
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    """The torch optimizer of a settings section, its scheduled numbers at step 0."""
+    settings = config.model_dump(exclude={"name", "grad_clip", "lr", "weight_decay"})
+    common = {"lr": schedules.at(config.lr, 0), "weight_decay": schedules.at(config.weight_decay, 0)}
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": torch.optim.SGD,
+    }
+    return kinds[config.name](parameters, **common, **settings)
+
+
+@dataclass
+class TrainState:
+    """All that changes while training, apart from the weights."""
+
+    optimizers: dict[str, tuple[torch.optim.Optimizer, OptimConfig]]
+    step: int = 0
+    seconds: float = 0.0  # time spent in training, over all sittings
+    window: dict[str, float] = field(default_factory=dict)  # sums of logged scalars since the last record
+    window_steps: int = 0
+
+    @classmethod
+    def fresh(cls, model: Model, config: RunConfig) -> "TrainState":
+        groups = model.optimizers(config.optim)
+        return cls({phase: (make_optimizer(*groups[phase]), groups[phase][1]) for phase in model.phases})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' tensors under flat names `phase/parameter/key`."""
+        return {
+            f"{phase}/{index}/{key}": value
+            for phase, (optimizer, _) in self.optimizers.items()
+            for index, entry in optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+            if isinstance(value, Tensor)
+        }
+
+    def values(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "window": self.window, "window_steps": self.window_steps}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `tensors` and `values` gave. CheckpointError if it does not fit the optimizers."""
+        try:
+            self.step, self.seconds = int(values["step"]), float(values["seconds"])
+            self.window = {str(k): float(v) for k, v in values["window"].items()}
+            self.window_steps = int(values["window_steps"])
+            for phase, (optimizer, _) in self.optimizers.items():
+                state: dict[int, dict[str, Tensor]] = {}
+                for name, tensor in tensors.items():
+                    owner, index, key = name.split("/")
+                    if owner == phase:
+                        state.setdefault(int(index), {})[key] = tensor
+                optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise checkpoint.CheckpointError(f"the trainer's state does not fit this model: {error!r}") from None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sitting ended: `finished`, `time limit` or `interrupted`."""
+
+    status: str
+    evaluation: dict[str, Any]
+
+
+# ----------------------------------------------------------------------------------------------------------------- loop
+
+
+def fit(
+    run: RunDir,
+    model: Model,
+    config: RunConfig,
+    state: TrainState,
+    stream: Data,
+    train: Split,
+    held_out: Split,
+    stop: Stop,
+    report: Callable[[TrainState, Mapping[str, float]], None],
+) -> Outcome:
+    """Train from `state.step` to the last step, evaluating, saving and stopping only at the one boundary.
+
+    Raises Diverged with the parameters of the last finite step kept, Interrupted after a signal, once saved.
+    """
+    last = config.train.steps if model.phases else 0
+    where = model.device
+    evaluation: dict[str, Any] = {}
+    evaluated = saved = state.step if state.step else None
+    if state.step == 0:
+        device.seed(config.seed, "begin")
+        model.begin(train)
+    clock = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved, clock
+        state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
+        checkpoint.commit(
+            run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values()
+        )
+        saved, stop.save_now = state.step, False
+
+    while True:
+        # ---- boundary: the only place that evaluates, saves or stops
+        finished = state.step >= last
+        if finished and saved != state.step:
+            device.seed(config.seed, "end")
+            model.end(train)
+        ending = finished or stop.reason is not None
+        due = state.step and state.step % config.train.eval_every == 0
+        if (due or ending) and evaluated != state.step and stop.signal is None:
+            record = evaluate(model, held_out, config, state.step, stop)
+            if record is not None:  # None: a signal came in between; no half record
+                evaluation = record
+                run.record("val", state.step, record)
+                evaluated = state.step
+        if saved != state.step and (ending or stop.save_now or (state.step and state.step % config.train.save_every == 0)):
+            save()
+        if finished:
+            return Outcome("finished", evaluation)
+        if stop.signal is not None:
+            name = signal.Signals(stop.signal).name
+            raise Interrupted(f"stopped by {name} at step {state.step:,}; saved", stop.signal, f"vae train --resume {run.path}")
+        if stop.reason is not None:
+            return Outcome(stop.reason, evaluation)
+
+        # ---- one step
+        batch = stream.batch(state.step)
+        batch = Batch(
+            batch.x_BCHW.to(where), batch.index_B, None if batch.labels_BK is None else batch.labels_BK.to(where)
+        )
+        if state.step == 0:
+            check_first_batch(batch)
+        terms = update(run, model, config, state, batch)
+        for name, value in terms.items():
+            state.window[name] = state.window.get(name, 0.0) + value
+        state.step += 1
+        state.window_steps += 1
+        if state.step % config.train.log_every == 0:
+            means = {name: total / state.window_steps for name, total in state.window.items()}
+            state.window, state.window_steps = {}, 0
+            seconds = round(state.seconds + time.monotonic() - clock, 3)
+            run.record("train", state.step, {**means, "hyper": scheduled(model, config, state.step - 1), "seconds": seconds})
+            report(state, means)
+        else:
+            report(state, {})
+
+
+def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batch: Batch) -> dict[str, float]:
+    """One update of every optimizer, in the order of `model.phases`; the logged scalars of all phases."""
+    model.train()
+    device.seed(config.seed, "step", state.step)
+    hyper = model.hyper(state.step)
+    logged: dict[str, float] = {}
+    for phase in model.phases:
+        optimizer, optim = state.optimizers[phase]
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.at(optim.lr, state.step)
+            group["weight_decay"] = schedules.at(optim.weight_decay, state.step)
+        model.zero_grad(set_to_none=True)  # of all parameters: a phase may reach through another phase's network
+        terms = model.loss(batch, hyper, phase)
+        terms["loss"].backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = {name: float(value) for name, value in {**terms, "grad_norm": norm}.items()}
+        # Before the optimizer moves anything: what is kept and saved is always finite.
+        if not all(map(math.isfinite, values.values())):
+            diverged(run, model, state, batch, phase, values)
+        if optim.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, schedules.at(optim.grad_clip, state.step), norm)
+        optimizer.step()
+        prefix = "" if phase == model.phases[0] else f"{phase}."
+        logged.update({f"{prefix}{name}": value for name, value in values.items()})
+    return logged
+
+
+def scheduled(model: Model, config: RunConfig, step: int) -> dict[str, float]:
+    """The values, at `step`, of the hyper-parameters that move."""
+    now, later = model.hyper(step), model.hyper(step + 10**9)
+    start = model.hyper(0)
+    moving = {k: v for k, v in now.items() if not v == start[k] == later[k]}
+    return {**moving, "lr": schedules.at(config.optim.lr, step)}
+
+
+def evaluate(model: Model, split: Split, config: RunConfig, step: int, stop: Stop) -> dict[str, Any] | None:
+    """The training objective, in evaluation mode, averaged over the held-out images; `kl_j` per latent.
+
+    The noise is the same at every evaluation of a run. None if a signal asked to stop on the way.
+    """
+    model.eval()
+    hyper = model.hyper(step)
+    sums: dict[str, float] = {}
+    kl_D: Tensor | None = None
+    seen = 0
+    with torch.inference_mode():
+        for i, batch in enumerate(split.batches(max(256, config.train.batch_size))):
+            if stop.signal is not None:
+                return None
+            device.seed(config.seed, "evaluate", i)
+            size = min(len(batch.x_BCHW), config.train.eval_images - seen)
+            labels = None if batch.labels_BK is None else batch.labels_BK[:size].to(model.device)
+            part = Batch(batch.x_BCHW[:size].to(model.device), batch.index_B[:size], labels)
+            for phase in model.phases:
+                prefix = "" if phase == model.phases[0] else f"{phase}."
+                for name, value in model.loss(part, hyper, phase).items():
+                    sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) * size
+            kl_BD = model.posterior(part.x_BCHW).kl_BD
+            if kl_BD is not None:
+                total = kl_BD.double().sum(dim=0).cpu()
+                kl_D = total if kl_D is None else kl_D + total
+            seen += size
+            if seen >= config.train.eval_images:
+                break
+    record: dict[str, Any] = {name: total / seen for name, total in sums.items()}
+    record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+    if kl_D is not None:
+        record["kl_j"] = [round(v, 6) for v in (kl_D / seen).tolist()]
+    return {**record, "images": seen}
+
+
+def check_first_batch(batch: Batch) -> None:
+    """Refuse numbers no objective here can use, before a thousand steps are spent on them."""
+    low, high = float(batch.x_BCHW.min()), float(batch.x_BCHW.max())
+    if not (math.isfinite(low) and math.isfinite(high) and low >= 0.0 and high <= 1.0):
+        bad = (~((batch.x_BCHW >= 0) & (batch.x_BCHW <= 1))).flatten(1).any(dim=1).nonzero()[0, 0]
+        from vaecli.errors import InputError
+
+        raise InputError(
+            f"image {int(batch.index_B[bad])} holds values outside [0, 1] (from {low:g} to {high:g} in its batch)",
+            "scale the images to [0, 1]",
+        )
+
+
+def diverged(run: RunDir, model: Model, state: TrainState, batch: Batch, phase: str, values: Mapping[str, float]) -> None:
+    """Write diverged.json and raise. The optimizer has not moved, so the weights are those of the last finite step."""
+    import json
+
+    with torch.inference_mode():
+        logvar = model.posterior(batch.x_BCHW).logvar_BD
+    largest = None if logvar is None else float(logvar.abs().max())
+    facts = {
+        "step": state.step,
+        "phase": phase,
+        "terms": {k: v if math.isfinite(v) else str(v) for k, v in values.items()},
+        "batch_indices": batch.index_B.tolist(),
+        "max_abs_logvar": largest if largest is not None and math.isfinite(largest) else str(largest),
+    }
+    run.write("diverged.json", json.dumps(facts, indent=1))
+    bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+    raise Diverged(
+        f"training diverged at step {state.step:,}: {bad} not finite; details in {run.path / 'diverged.json'}",
+        "lower optim.lr, or set optim.grad_clip; the last checkpoint of the run is intact",
+    )
+
+
+@contextmanager
+def memory_errors(batch_size: int, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn running out of memory into an error with the remedies."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(
+            f"out of memory with batches of {batch_size} images of shape {'x'.join(map(str, shape))}",
+            "lower train.batch_size, take a smaller model.net, or use another --device",
+        ) from error
