@@ -278,6 +278,8 @@ def config_validate(files: Annotated[list[str], typer.Argument(help="YAML files.
 
 def main() -> None:
     """Run the command; the only place where errors become messages and exit codes."""
+    # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(prog_name="vae")
     except VaeError as error:

@@ -87,6 +87,7 @@ class TrainConfig(Section):
     eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
     save_every: PositiveInt = 5_000
     keep: PositiveInt = 2  # checkpoints kept, newest first
+    fast: bool = True  # the faster equivalents of vaecli.fast, where they work
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a latent is active if Va
 ACTIVE_SHARE = 1e-4  # a deterministic code has no scale of its own: its variance is compared with the largest one
 COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
 LAW_TOLERANCE = 0.1
+EARLY = 1000  # steps before which nothing else is worth trying
+FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 HEADERS = ("latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status")
 
 
@@ -59,7 +61,9 @@ class Moments:
     @property
     def standard_error(self) -> Tensor:
         """Of the mean; NaN for fewer than two rows."""
-        return (self._squares / (self.n - 1) / self.n).sqrt() if self.n > 1 else torch.full_like(self._squares, math.nan)
+        if self.n < 2:
+            return torch.full_like(self._squares, math.nan)
+        return (self._squares / (self.n - 1) / self.n).sqrt()
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def latent_statistics(
             mean.add(q.mean_BD)
             recon.add(nll_B)
             if q.logvar_BD is not None:
-                sigma2.add(q.logvar_BD.double().exp() if q.logvar_BD.device.type != "mps" else q.logvar_BD.exp())
+                sigma2.add(q.logvar_BD.cpu().double().exp())
             if q.kl_BD is not None:
                 kl.add(q.kl_BD)
                 bound.add(nll_B + q.kl_BD.sum(dim=1))
@@ -204,18 +208,15 @@ def records(stats: Statistics, names: Sequence[str]) -> list[dict[str, str | int
     ]
 
 
-def table_rows(stats: Statistics, names: Sequence[str]) -> list[list[str]]:
-    """The cells under `HEADERS`, one row a latent in the order of `Statistics.order`."""
-    rows = []
+def table_rows(stats: Statistics, names: Sequence[str]) -> tuple[Sequence[str], list[list[str]], list[str | None]]:
+    """Headers, cells and row styles for `output.table`, one row a latent in the order of `Statistics.order`; rows of
+    inactive latents are dimmed."""
+    rows, styles = [], []
     for record in records(stats, names):
         numbers = [record[key] for key in ("mean_mu", "var_mu", "mean_sigma2", "sum", "kl")]
         rows.append([str(record["latent"]), *(number_text(n, 4) for n in numbers), str(record["status"])])
-    return rows
-
-
-def row_styles(stats: Statistics) -> list[str | None]:
-    """For `output.table`: rows of inactive latents are dimmed."""
-    return ["dim" if stats.status(d) == "inactive" else None for d in stats.order()]
+        styles.append("dim" if record["status"] == "inactive" else None)
+    return HEADERS, rows, styles
 
 
 def totals(stats: Statistics) -> dict[str, int | float | None]:
@@ -234,11 +235,11 @@ def totals(stats: Statistics) -> dict[str, int | float | None]:
 
 def totals_text(stats: Statistics) -> str:
     """The totals in one line."""
-    parts = [f"reconstruction {number_text(stats.recon, 2)} nats", f"{stats.active} of {len(stats.mean_D)} latents active"]
+    parts = [f"reconstruction {number_text(stats.recon, 2)} nats"]
     if stats.kl is not None:
-        error = number_text(stats.elbo_error, 2)
-        parts = [f"ELBO {number_text(stats.elbo, 2)} +- {error} nats", parts[0], f"KL {number_text(stats.kl, 3)} nats", parts[1]]
-    return f"{'; '.join(parts)}; {stats.n:,} images"
+        bound = f"ELBO {number_text(stats.elbo, 2)} +- {number_text(stats.elbo_error, 2)} nats"
+        parts = [bound, *parts, f"KL {number_text(stats.kl, 3)} nats"]
+    return "; ".join([*parts, f"{stats.active} of {len(stats.mean_D)} latents active", f"{stats.n:,} images"])
 
 
 def number_text(value: object, digits: int) -> str:
@@ -251,7 +252,7 @@ def number_text(value: object, digits: int) -> str:
 
 def verdict(
     stats: Statistics,
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     hyper: Mapping[str, float] | None = None,
     *,
     factors: int | None = None,
@@ -268,48 +269,43 @@ def verdict(
     are active than the data have factors or, with factors unknown, at most half of them. Other unused latents are
     what a KL penalty does with spare ones, and no fault.
     """
+    names = names or [f"z{d}" for d in range(len(stats.mean_D))]
     vectors = [v for v in (stats.mean_D, stats.var_D, stats.sigma2_D, stats.kl_D) if v is not None]
-    bad = [n for d, n in enumerate(names) if not all(math.isfinite(float(v[d])) for v in vectors)]
+    bad = [name for d, name in enumerate(names) if not all(math.isfinite(float(v[d])) for v in vectors)]
     if bad or not math.isfinite(stats.recon):
-        what = f"latents {_some(bad)}" if bad else "the reconstruction term"
-        return Verdict("not finite", [
-            f"NaN or infinity in {what} over {stats.n:,} images.",
-            "Use an earlier checkpoint; in training, try a smaller learning rate (--set optim.lr=...) or --set optim.grad_clip=1.",
-        ])  # fmt: skip
+        where = f"latents {_some(bad)}" if bad else "the reconstruction term"
+        remedy = "First: an earlier checkpoint; in training a smaller --set optim.lr, or --set optim.grad_clip=1."
+        return Verdict("not finite", [f"NaN or infinity in {where} over {stats.n:,} images.", remedy])
     if stats.n < 2:
         return Verdict("n/a", ["One image cannot show which latents depend on the image; give more."])
     if stats.kl is None or stats.sigma2_D is None:
         return _verdict_of_code(stats, names)
-    hyper = hyper or {}
-    latents, active, kl = len(names), stats.active, stats.kl
-    carried = f"{active} of {latents} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); KL {kl:.3g} nats in all."
+    hyper, active, kl = hyper or {}, stats.active, stats.kl
+    unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
+    sentences = [
+        f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); "
+        f"KL {kl:.3g} nats in all, reconstruction {stats.recon:.4g}."
+    ]
     if active == 0 or kl < COLLAPSED_KL:
-        sentences = [carried]
-        if kl >= COLLAPSED_KL:
-            sentences.append("q(z|x) is the same for every image: the KL is paid, yet tells the decoder nothing.")
+        if kl < COLLAPSED_KL:
+            sentences.append("z tells the decoder next to nothing: all reconstructions are nearly the same image.")
         else:
-            sentences.append("z tells the decoder nothing about the image: every reconstruction is the same average.")
+            sentences.append("q(z|x) is nearly the same for every image: the KL is paid and tells the decoder nothing.")
         return Verdict("collapsed", [*sentences, _remedy(hyper, step)])
-    sentences = [carried]
-    unused = latents - active
-    partly = unused > 0 and (active < factors if factors else 2 * active <= latents)
-    if partly:
-        if factors:
-            sentences.append(f"The data vary in {factors} factors, more than {active} {_plural('latent', active)} can hold apart.")
-            sentences.append(_remedy(hyper, step))
-        else:
-            sentences.append(
-                f"{unused} unused latents are normal if the data need no more than {active}. To find out, train once "
-                f"with latent_dim {max(active, 1)}: a reconstruction as good as {stats.recon:.4g} nats means nothing is lost."
-            )
-            sentences.append(f"If it is: {_remedy(hyper, step)}")
-    elif unused:
-        why = f", the more so with beta = {hyper['beta']:g}" if hyper.get("beta", 1.0) > 1 else ""
-        need = f" than the {factors} factors need" if factors and latents > factors else " than the data need"
+    partly = bool(unused) and (active < factors if factors else 2 * active <= len(names))
+    if partly and factors:
+        sentences.append(f"The data vary in {factors} factors, more than {active} can hold apart.")
+        sentences.append(_remedy(hyper, step))
+    elif partly:
         sentences.append(
-            f"The {unused} unused {_plural('latent', unused)} ({_some([n for d, n in enumerate(names) if not stats.active_D[d]])}) cost "
-            f"nothing: normal when latent_dim is larger{need}{why}."
+            f"{len(unused)} unused latents are no fault if the data need no more than {active}. To find out, train "
+            f"once with latent_dim {active}: if the reconstruction stays as good, nothing is lost."
         )
+        sentences.append(f"If more of them should be in use: {_remedy(hyper, step)}")
+    elif unused:
+        more = f", the more so with beta = {hyper['beta']:g}" if hyper.get("beta", 1.0) > 1 else ""
+        need = f"the {factors} factors" if factors and len(names) > factors else "the data"
+        sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
     if standard_prior:
         sentences += _law(stats, names)
     return Verdict("partly collapsed" if partly else "healthy", sentences)
@@ -322,51 +318,44 @@ def _law(stats: Statistics, names: Sequence[str]) -> list[str]:
     worst = int(off_D.argmax())
     if float(off_D[worst]) <= LAW_TOLERANCE:
         return []
+    mean, var, sigma2, total = (float(v[worst]) for v in (stats.mean_D, stats.var_D, stats.sigma2_D, stats.total_D))
     return [
-        f"Not yet stationary: variance of mu + mean sigma^2 should be 1 and the mean 0 for each latent; {names[worst]} has "
-        f"{float(stats.var_D[worst]):.3f} + {float(stats.sigma2_D[worst]):.3f} = {float(stats.total_D[worst]):.3f}, mean "
-        f"{float(stats.mean_D[worst]):.3f} ({int((off_D > LAW_TOLERANCE).sum())} of {len(names)} off by more than "
-        f"{LAW_TOLERANCE:g}). Train longer or lower the learning rate at the end; else weight decay, a penalty on "
-        f"q(z), or images unlike the training images can be the cause."
+        f"Not at rest: a trained-out latent has mean 0 and variance of mu + mean sigma^2 = 1; {names[worst]} has mean "
+        f"{mean:.2f} and {var:.2f} + {sigma2:.2f} = {total:.2f} ({int((off_D > LAW_TOLERANCE).sum())} of {len(names)} "
+        f"latents are off by more than {LAW_TOLERANCE:g}).",
+        "First: train longer. Weight decay, a further penalty on q(z), or images unlike the training images do it too.",
     ]
 
 
 def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
     """A code without distribution: all that can be seen is whether it varies."""
     about = "A deterministic code has no KL: only its variance over the images can be judged."
-    if float(stats.var_D.max()) == 0.0 or float(stats.var_D.max()) < 1e-12 * float(stats.mean_D.square().max()):
-        return Verdict("collapsed", [about, "No latent varies: every image has the same code.", _remedy({}, None)])
-    unused = [n for d, n in enumerate(names) if not stats.active_D[d]]
+    if float(stats.var_D.max()) <= 1e-12 * float(stats.mean_D.square().max()):
+        return Verdict("collapsed", [about, "No latent varies: every image has the same code.", FRESH_START])
+    unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     if unused:
-        return Verdict("partly collapsed", [
-            about,
-            f"{len(unused)} of {len(names)} latents ({_some(unused)}) vary less than a hundredth as much as the largest: "
-            "a smaller latent_dim would do.",
-        ])  # fmt: skip
+        finding = f"{len(unused)} of {len(names)} latents vary less than a hundredth as much as the largest"
+        return Verdict("partly collapsed", [about, f"{finding} ({_some(unused)}): a smaller latent_dim would do."])
     return Verdict("healthy", [about, f"All {len(names)} latents vary."])
 
 
 def _remedy(hyper: Mapping[str, float], step: int | None) -> str:
     """The cheapest thing to try first, as far as the numbers of the model tell."""
-    if step is not None and step < 1000:
-        return f"First: train longer; {step:,} steps are early, and the KL of a healthy run is near 0 at the start."
-    if hyper.get("beta", 1.0) > 1:
-        return f"First: a smaller beta (now {hyper['beta']:g}), e.g. --set model.beta={max(1.0, hyper['beta'] / 4):g}."
-    if hyper.get("beta_norm"):
-        return f"First: a smaller beta_norm (now {hyper['beta_norm']:g}), e.g. --set model.beta_norm={hyper['beta_norm'] / 4:g}."
+    if step is not None and step < EARLY:
+        return f"First: train longer; after {step:,} steps the KL of a sound run can still be near 0."
+    for name in ("beta", "beta_norm"):
+        weight = hyper.get(name, 0.0)
+        if weight > (1.0 if name == "beta" else 0.0):
+            smaller = max(1.0, weight / 4) if name == "beta" else weight / 4
+            return f"First: a smaller {name} (now {weight:g}), --set model.{name}={smaller:g}."
     if "capacity" in hyper and "gamma" in hyper:
-        return f"First: a larger capacity C (now {hyper['capacity']:g} nats), or train until its schedule has risen."
-    if hyper.get("likelihood.sigma", 0.0) >= 0.5:
-        sigma = hyper["likelihood.sigma"]
-        return f"First: a smaller sigma (now {sigma:g}) makes the reconstruction count more, e.g. --set model.likelihood.sigma={sigma / 4:g}."
-    if "beta" in hyper or "latent_dim" in hyper:
-        warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
-        return f"First: warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
-    return "First: a smaller learning rate (--set optim.lr=...), or another seed."
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
+        return f"First: a larger capacity (now {hyper['capacity']:g} nats), or train until its schedule has risen."
+    sigma = hyper.get("likelihood.sigma", 0.0)
+    if sigma >= 0.5:
+        remedy = f"--set model.likelihood.sigma={sigma / 4:g}"
+        return f"First: a smaller sigma (now {sigma:g}), so that the reconstruction counts more: {remedy}."
+    warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
+    return f"First: warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
 
 
 def _some(names: Sequence[str]) -> str:

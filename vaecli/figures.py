@@ -54,10 +54,20 @@ def scale_of(height: int, width: int) -> int:
     return max(1, math.ceil(SMALLEST_CELL / max(height, width)))
 
 
+def check_size(rows: int, columns: int, height: int, width: int) -> None:
+    """ConfigError where so many images of that size would make a picture of more than 100 megapixels."""
+    scale = scale_of(height, width)
+    across, down = columns * (width * scale + GAP), rows * (height * scale + GAP)
+    if across * down > LARGEST_SHEET:
+        raise ConfigError(
+            f"a picture of {rows} x {columns} images would have {across} x {down} pixels", "ask for fewer images"
+        )
+
+
 def sheet(rows: Sequence[Row], headings: Sequence[str] = (), title: str = "", footer: str = "") -> Image.Image:
     """Rows of images on white, with `headings` over the columns. All images have one size.
 
-    ConfigError where the sheet would be larger than 100 megapixels.
+    ConfigError where it would be too large (`check_size`).
     """
     height, width = rows[0].images_NCHW.shape[2:]
     scale = scale_of(height, width)
@@ -82,8 +92,7 @@ def sheet(rows: Sequence[Row], headings: Sequence[str] = (), title: str = "", fo
     sheet_w = max(left + columns * pitch - GAP, margin + text_w) + margin
     body_h = sum(pitches) - (GAP if not caption_h[-1] else 8)
     sheet_h = top + body_h + (10 + small_line * len(footer_lines) if footer else 0) + margin
-    if sheet_w * sheet_h > LARGEST_SHEET:
-        raise ConfigError(f"a picture of {len(rows)} x {columns} images would have {sheet_w} x {sheet_h} pixels", "ask for fewer")
+    check_size(len(rows), columns, height, width)
 
     canvas = Image.new("RGB", (sheet_w, sheet_h), WHITE)
     draw = ImageDraw.Draw(canvas)
@@ -152,7 +161,9 @@ def gif(frames: Sequence[Image.Image], milliseconds: int = 90, hold: int = 500) 
     pictures = [frames[i].quantize(256, dither=Image.Dither.NONE) for i in order]
     durations = [hold if i in (0, len(frames) - 1) else milliseconds for i in order]
     stream = io.BytesIO()
-    pictures[0].save(stream, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False)
+    pictures[0].save(
+        stream, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
+    )
     return stream.getvalue()
 
 

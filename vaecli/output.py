@@ -15,6 +15,7 @@ from typing import Any
 
 _quiet = False
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
+_log.addHandler(logging.NullHandler())
 
 
 def configure(quiet: bool) -> None:

@@ -85,7 +85,10 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
         "rmsprop": torch.optim.RMSprop,
         "sgd": torch.optim.SGD,
     }
-    return kinds[config.name](parameters, **common, **settings)
+    # One pass over the memory instead of five; the arithmetic is the same.
+    fusable = {"cpu": ("adam", "adamw", "adagrad", "sgd"), "cuda": ("adam", "adamw", "sgd")}
+    fused = config.name in fusable.get(parameters[0].device.type, ()) and all(p.is_floating_point() for p in parameters)
+    return kinds[config.name](parameters, **common, **settings, **({"fused": True} if fused else {}))
 
 
 @dataclass
@@ -238,7 +241,7 @@ def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batc
         terms["loss"].backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        values = {name: float(value) for name, value in {**terms, "grad_norm": norm}.items()}
+        values = {name: float(value.detach()) for name, value in {**terms, "grad_norm": norm}.items()}
         # Before the optimizer moves anything: what is kept and saved is always finite.
         if not all(map(math.isfinite, values.values())):
             diverged(run, model, state, batch, phase, values)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vaecli import checkpoint, data, device, models, output, presets, rundir, trainer
+from vaecli import checkpoint, data, device, fast, models, output, presets, rundir, trainer
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
@@ -45,7 +45,7 @@ def resolve(
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
-        tree.set(key, configs.parse_value(value, f"--set {key}"), f"--set {key}")
+        tree.set(key, configs.parse_value(value, f"--set {text}"), "--set")
     if preset is None and config_file is None and "model" not in tree.values:
         tree.values["model"] = {"name": "vae"}
     return tree
@@ -92,6 +92,7 @@ def run(
     limit = duration(max_time)
     where = device.pick(device_name)
     device.deterministic(where)
+    fast.tune_allocator()
     parent = Path(runs_dir) if runs_dir else rundir.runs_dir()
     if resume == "auto":
         if name is None:
@@ -275,6 +276,8 @@ def _train(
     json: bool,
 ) -> None:
     _banner(model, config, dataset, where)
+    if config.train.fast and fast.accelerate(model):
+        output.notice("fast       " + ", ".join(fast.accelerate(model)))
     output.notice(f"run        {run_dir.path}")
     stop = trainer.Stop(limit)
     code, status, evaluation = 1, "failed", {}

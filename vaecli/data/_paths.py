@@ -7,9 +7,9 @@ from pathlib import Path
 def _folder(variable: str, xdg: str, fallback: str) -> Path:
     if os.environ.get(variable):
         return Path(os.environ[variable]).expanduser()
-    base = os.environ.get(xdg, "")
+    base = Path(os.environ.get(xdg, ""))
     # The XDG specification tells programs to ignore relative paths in its variables.
-    return (Path(base) if os.path.isabs(base) else Path.home() / fallback) / "vae"
+    return (base if base.is_absolute() else Path.home() / fallback) / "vae"
 
 
 def data_dir() -> Path:

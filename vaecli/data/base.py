@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
@@ -206,8 +207,8 @@ class SplitView:
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All of it; the last batch may be smaller."""
-        for index_B in self.indices.split(batch_size):
-            yield self.dataset.batch(index_B)
+        for start in range(0, len(self), batch_size):
+            yield self.dataset.batch(self.indices[start : start + batch_size])
 
     def take(self, n: int) -> Batch:
         """The first n images (all, if there are fewer) as one batch."""
@@ -353,7 +354,7 @@ def grid_index(labels_BK: Tensor, sizes: Sequence[int]) -> Tensor:
 def require_memory(nbytes: int, what: str, hint: str) -> None:
     """MachineError if `nbytes` are more than 80 % of the memory that is free, where the system tells."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         try:

@@ -10,9 +10,9 @@ The constant factor `color` is left out: shape (square, ellipse, heart), scale, 
 import hashlib
 import math
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +102,7 @@ def read_official(path: Path, size: int = SIZE) -> _Array:
                     images = np.frombuffer(_read_exactly(member, len(rows) * SIDE * SIDE), np.uint8)
                     rows[:] = np.packbits(images.reshape(len(rows), -1), axis=1)
                     advance(len(rows))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not readable as dSprites ({error})", "download it again") from None
     return packed
 
@@ -157,9 +157,72 @@ def _sprites(shape: int, scale: int, orientation: int) -> _Array:
     x, y = size * (cos * x - sin * y), size * (sin * x + cos * y)
     x_PV, y_PV = (np.floor((_POSITIONS[:, None] + v) * _SNAP + 0.5).astype(np.int64) for v in (x, y))
 
-    # Edges from their upper to their lower end. An edge reaches the scanlines with y_upper < y <= y_lower: this and
-    # the rounding up of `column` give a centre on an edge to left and bottom edges, not to right and top ones.
-    x0_PV, y0_PV, x1_PV, y1_PV = x_PV, y_PV, np.roll(x_PV, -1, axis=1), np.roll(y_PV, -1, axis=1)
-    first_PV = np.minimum(y0_PV, y1_PV) // _SNAP_ROW(1) if False else _first_row(np.minimum(y0_PV, y1_PV))
-    end_PV = _first_row(np.maximum(y0_PV, y1_PV))
-    raise NotImplementedError
+    # An edge reaches the scanlines with y_upper < y <= y_lower: this and the rounding up of the column below give a
+    # centre on an edge to left and bottom edges, not to right and top ones. Scanline r is at y = 256 r + 128.
+    y1_PV = np.roll(y_PV, -1, axis=1)
+    first_PV = (np.minimum(y_PV, y1_PV) + _SNAP // 2) // _SNAP
+    count_PV = (np.maximum(y_PV, y1_PV) + _SNAP // 2) // _SNAP - first_PV
+    pos_y_M, vertex_M = np.divmod(np.repeat(np.arange(count_PV.size), count_PV.ravel()), len(x))
+    within_M = np.arange(len(pos_y_M)) - np.repeat(np.cumsum(count_PV) - count_PV.ravel(), count_PV.ravel())
+    row_M = first_PV[pos_y_M, vertex_M] + within_M
+
+    dy_M1 = (y1_PV - y_PV)[pos_y_M, vertex_M][:, None]
+    down_M1 = (row_M * _SNAP + _SNAP // 2 - y_PV[pos_y_M, vertex_M])[:, None]
+    dx_MP = (np.roll(x_PV, -1, axis=1) - x_PV).T[vertex_M]
+    # One division of integers below 2^53 suffices: a quotient is an integer or 1 / (256 dy) away from one.
+    column_MP = np.ceil(((x_PV.T[vertex_M] - _SNAP // 2) * dy_M1 + down_M1 * dx_MP) / (_SNAP * dy_M1))
+    mask_MP = np.uint64(2**SIDE - 1) >> column_MP.astype(np.uint64)
+
+    line_M = pos_y_M * SIDE + row_M
+    order_M = np.argsort(line_M, kind="stable")
+    lines, starts = np.unique(line_M[order_M], return_index=True)
+    sprites = np.zeros((32, 32 * SIDE), np.uint64)
+    sprites[:, lines] = np.bitwise_xor.reduceat(mask_MP[order_M], starts, axis=0).T
+    return sprites.reshape(32, 32, SIDE)
+
+
+# ---- the cache
+
+
+def _cached(name: str, make: Callable[[], _Array]) -> tuple[_Array, str]:
+    """Packed images and their sha256, from the cache or made now and put there.
+
+    The file is the images followed by their hash in hexadecimal, so that both appear at once. Two processes may both
+    make it: each renames a whole file of its own, and the last one stays.
+    """
+    path = cache_dir() / f"{name}.bits"
+    nbytes = SIZE * SIDE * SIDE // 8
+    try:
+        if path.stat().st_size == nbytes + 64:
+            with path.open("rb") as file:
+                packed = np.fromfile(file, np.uint8, nbytes)
+                recorded = file.read()
+            sha256 = hashlib.sha256(packed.data).hexdigest()
+            if sha256.encode() == recorded:
+                return packed.reshape(SIZE, -1), sha256
+        output.warning(f"{path} is damaged and is made again")
+    except OSError:
+        pass  # not there yet or not readable: made again
+    packed = make()
+    sha256 = hashlib.sha256(packed.data).hexdigest()
+    kind = name.removeprefix("dsprites-")
+    try:
+        _write(path, packed, sha256)
+        output.notice(f"dSprites: {SIZE:,} {kind} images, cached in {path}")
+    except OSError as error:
+        output.notice(f"dSprites: {SIZE:,} {kind} images, kept in memory only ({path}: {error.strerror})")
+    return packed, sha256
+
+
+def _write(path: Path, packed: _Array, sha256: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(packed.data)
+            file.write(sha256.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
