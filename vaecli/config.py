@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vaecli import registry
 from vaecli.errors import ConfigError
-from vaecli.schedules import Scalar
+from vaecli.schedules import Weight
 from vaecli.section import Count, Fraction, NonNegative, Positive, PositiveInt, Section
 
 if TYPE_CHECKING:
@@ -29,16 +29,9 @@ MAX_YAML_DEPTH = 64
 
 
 class _Optim(Section):
-    lr: Scalar = 1e-3
-    weight_decay: Scalar = 0.0
-    grad_clip: Scalar | None = None  # largest 2-norm of the gradient of one phase
-
-    @field_validator("lr", "weight_decay", "grad_clip")
-    @classmethod
-    def _not_negative(cls, value: Scalar | None) -> Scalar | None:
-        if isinstance(value, (int, float)) and value < 0:
-            raise ValueError("must not be negative")
-        return value
+    lr: Weight = 1e-3
+    weight_decay: Weight = 0.0
+    grad_clip: Weight | None = None  # largest 2-norm of the gradient of one phase
 
 
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]

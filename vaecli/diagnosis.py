@@ -291,23 +291,23 @@ def verdict(
             sentences.append("z tells the decoder next to nothing: all reconstructions are nearly the same image.")
         else:
             sentences.append("q(z|x) is nearly the same for every image: the KL is paid and tells the decoder nothing.")
-        return Verdict("collapsed", [*sentences, _remedy(hyper, step)])
+        return Verdict("collapsed", [*sentences, f"First: {_remedy(hyper, step)}"])
     partly = bool(unused) and (active < factors if factors else 2 * active <= len(names))
     if partly and factors:
-        sentences.append(f"The data vary in {factors} factors, more than {active} can hold apart.")
-        sentences.append(_remedy(hyper, step))
+        sentences.append(f"The data vary in {factors} factors, more than {active} latents can hold apart.")
     elif partly:
         sentences.append(
-            f"{len(unused)} unused latents are no fault if the data need no more than {active}. To find out, train "
-            f"once with latent_dim {active}: if the reconstruction stays as good, nothing is lost."
+            f"{len(unused)} unused latents are no fault if the data need no more than {active}: train once with "
+            f"latent_dim {active}, and if the reconstruction stays as good, nothing is lost."
         )
-        sentences.append(f"If more of them should be in use: {_remedy(hyper, step)}")
     elif unused:
         more = f", the more so with beta = {hyper['beta']:g}" if hyper.get("beta", 1.0) > 1 else ""
         need = f"the {factors} factors" if factors and len(names) > factors else "the data"
         sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
-    if standard_prior:
-        sentences += _law(stats, names)
+    restless = _law(stats, names) if standard_prior else []
+    sentences += restless
+    if partly:
+        sentences.append(f"{'Then' if restless else 'First'}, to use more latents: {_remedy(hyper, step)}")
     return Verdict("partly collapsed" if partly else "healthy", sentences)
 
 
@@ -342,20 +342,20 @@ def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
 def _remedy(hyper: Mapping[str, float], step: int | None) -> str:
     """The cheapest thing to try first, as far as the numbers of the model tell."""
     if step is not None and step < EARLY:
-        return f"First: train longer; after {step:,} steps the KL of a sound run can still be near 0."
+        return f"train longer: after {step:,} steps the KL of a sound run can still be near 0."
     for name in ("beta", "beta_norm"):
         weight = hyper.get(name, 0.0)
         if weight > (1.0 if name == "beta" else 0.0):
             smaller = max(1.0, weight / 4) if name == "beta" else weight / 4
-            return f"First: a smaller {name} (now {weight:g}), --set model.{name}={smaller:g}."
+            return f"a smaller {name} (now {weight:g}), --set model.{name}={smaller:g}."
     if "capacity" in hyper and "gamma" in hyper:
-        return f"First: a larger capacity (now {hyper['capacity']:g} nats), or train until its schedule has risen."
+        return f"a larger capacity (now {hyper['capacity']:g} nats), or train until its schedule has risen."
     sigma = hyper.get("likelihood.sigma", 0.0)
     if sigma >= 0.5:
         remedy = f"--set model.likelihood.sigma={sigma / 4:g}"
-        return f"First: a smaller sigma (now {sigma:g}), so that the reconstruction counts more: {remedy}."
+        return f"a smaller sigma (now {sigma:g}), so that the reconstruction counts more: {remedy}."
     warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
-    return f"First: warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
+    return f"warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
 
 
 def _some(names: Sequence[str]) -> str:

@@ -21,7 +21,8 @@ SMALLEST_CELL = 64  # pixels on the longer side of an image as drawn
 LARGEST_SHEET = 100_000_000  # pixels of a whole sheet; what is larger no viewer opens
 GAP = 4
 MARGIN = 16
-WHITE, INK, SOFT, MUTED = (255, 255, 255), (32, 36, 42), (104, 110, 120), (172, 177, 185)
+# Neutral greys: a sheet of grey images stays grey, hence small and, as GIF, exact.
+WHITE, INK, SOFT, MUTED = ((level,) * 3 for level in (255, 34, 108, 176))
 TEXT, SMALL, HEADING = 14, 12, 16
 
 
@@ -146,9 +147,7 @@ def single(image_CHW: Images) -> bytes:
 
 def png(picture: Image.Image) -> bytes:
     """The picture as PNG; grey where it holds no colour."""
-    red, green, blue = picture.split()
-    if red.tobytes() == green.tobytes() == blue.tobytes():
-        picture = red
+    picture = _without_colour(picture)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
     return stream.getvalue()
@@ -157,14 +156,22 @@ def png(picture: Image.Image) -> bytes:
 def gif(frames: Sequence[Image.Image], milliseconds: int = 90, hold: int = 500) -> bytes:
     """An endless animation, forth and back; the first and the last frame stay for `hold` milliseconds."""
     order = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
+    grey = [_without_colour(frame) for frame in frames]
     # No dithering: it would crawl over still images.
-    pictures = [frames[i].quantize(256, dither=Image.Dither.NONE) for i in order]
+    drawn = [g if g.mode == "L" else g.quantize(256, dither=Image.Dither.NONE) for g in grey]
+    pictures = [drawn[i] for i in order]
     durations = [hold if i in (0, len(frames) - 1) else milliseconds for i in order]
     stream = io.BytesIO()
     pictures[0].save(
         stream, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
     )
     return stream.getvalue()
+
+
+def _without_colour(picture: Image.Image) -> Image.Image:
+    """The picture, as one channel where its three agree."""
+    red, green, blue = picture.split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else picture
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

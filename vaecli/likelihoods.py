@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from vaecli import objective
+from vaecli import objective, schedules
 from vaecli.schedules import Scalar
 from vaecli.section import Section
 
@@ -36,7 +36,7 @@ class GaussianLikelihoodConfig(Section):
 
     @model_validator(mode="after")
     def _sigma(self) -> "GaussianLikelihoodConfig":
-        if objective.lowest(self.sigma) <= 0:
+        if schedules.lowest(self.sigma) <= 0:
             raise ValueError("`sigma` must be greater than 0")
         if self.variance != "fixed" and not isinstance(self.sigma, (int, float)):
             raise ValueError(f"a schedule for `sigma` does nothing when `variance` is {self.variance!r}; give a number")

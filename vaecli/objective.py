@@ -1,42 +1,17 @@
-"""The terms of the objectives as pure functions of tensors, and the type of their coefficients.
+"""The terms of the objectives as pure functions of tensors.
 
 Nats everywhere; images in [0, 1]. Shapes: B batch, C H W image, D latents.
 """
 
 import math
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator
 from torch import Tensor
-
-from vaecli.schedules import Decay, Piecewise, Scalar
 
 UNITS = "nats, sum over pixels and latents, mean over the batch"
 LOG_2PI = math.log(2.0 * math.pi)
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
-
-
-def lowest(value: Scalar) -> float:
-    """The least number that `value` stands for at any step; for a decay, which never changes sign, its start."""
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, Piecewise):
-        return min(number for _, number in value.points)
-    if isinstance(value, Decay):
-        return value.start
-    return min(value.start, value.end)
-
-
-def _not_negative(value: Scalar) -> Scalar:
-    if lowest(value) < 0:
-        raise ValueError("must never be negative")
-    return value
-
-
-# The coefficient of a term: a number or schedule that is never negative.
-Weight = Annotated[Scalar, AfterValidator(_not_negative)]
 
 
 # ---- Gaussian posteriors

@@ -8,9 +8,9 @@ and however often the run was stopped and resumed.
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from vaecli.section import Count, Positive, PositiveInt, Section
+from vaecli.section import Count, Fraction, PositiveInt, Section
 
 
 class Linear(Section):
@@ -60,7 +60,7 @@ class Decay(Section):
 
     schedule: Literal["decay"]
     start: float
-    factor: Positive
+    factor: Fraction
     every: PositiveInt
 
     def at(self, step: int) -> float:
@@ -93,6 +93,27 @@ Schedule = Annotated[Linear | Cosine | Cyclical | Decay | Piecewise, Field(discr
 Scalar = float | Schedule
 
 
+def lowest(value: Scalar) -> float:
+    """The least number that `value` stands for at any step; for a decay, which never changes sign, its start."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Piecewise):
+        return min(number for _, number in value.points)
+    if isinstance(value, Decay):
+        return value.start
+    return min(value.start, value.end)
+
+
+def _not_negative(value: Scalar) -> Scalar:
+    if lowest(value) < 0:
+        raise ValueError("must never be negative")
+    return value
+
+
+# The coefficient of a term: a number or schedule that is never negative.
+Weight = Annotated[Scalar, AfterValidator(_not_negative)]
+
+
 def at(value: Scalar, step: int) -> float:
     """The number that `value` stands for at `step`."""
     return value if isinstance(value, (int, float)) else value.at(step)
@@ -110,3 +131,15 @@ def resolve(section: Section, step: int) -> dict[str, float]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             values[name] = float(value)
     return values
+
+
+def moving(section: Section) -> list[str]:
+    """The dotted names of the values that are schedules."""
+    names: list[str] = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, (Linear, Cosine, Cyclical, Decay, Piecewise)):
+            names.append(name)
+        elif isinstance(value, Section):
+            names.extend(f"{name}.{inner}" for inner in moving(value))
+    return names

@@ -254,11 +254,9 @@ def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batc
 
 
 def scheduled(model: Model, config: RunConfig, step: int) -> dict[str, float]:
-    """The values, at `step`, of the hyper-parameters that move."""
-    now, later = model.hyper(step), model.hyper(step + 10**9)
-    start = model.hyper(0)
-    moving = {k: v for k, v in now.items() if not v == start[k] == later[k]}
-    return {**moving, "lr": schedules.at(config.optim.lr, step)}
+    """The values, at `step`, of the hyper-parameters that are schedules, and the learning rate."""
+    now = model.hyper(step)
+    return {**{name: now[name] for name in schedules.moving(config.model)}, "lr": schedules.at(config.optim.lr, step)}
 
 
 def evaluate(model: Model, split: Split, config: RunConfig, step: int, stop: Stop) -> dict[str, Any] | None:

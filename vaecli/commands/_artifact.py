@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vaecli import output as streams
+from vaecli.data import folder
 from vaecli.errors import ConfigError, InputError, MachineError
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-MAX_PIXELS = 89_000_000  # a compressed image of a few kB can unfold to gigabytes
 
 
 def check(output: str | None, default_name: str, force: bool, json: bool = False) -> str:
@@ -58,12 +57,12 @@ def check(output: str | None, default_name: str, force: bool, json: bool = False
     return name
 
 
-def require_folder(folder: Path, name: str) -> None:
-    """InputError unless `folder` exists, MachineError unless it can be written; `name` is what the user asked for."""
-    if not folder.is_dir():
-        raise InputError(f"{name}: the folder {folder} does not exist", f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise MachineError(f"{name}: no permission to write in {folder}")
+def require_folder(parent: Path, name: str) -> None:
+    """InputError unless `parent` exists, MachineError unless it can be written; `name` is what the user asked for."""
+    if not parent.is_dir():
+        raise InputError(f"{name}: the folder {parent} does not exist", f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise MachineError(f"{name}: no permission to write in {parent}")
 
 
 def write(output: str | None, default_name: str, data: bytes, force: bool) -> str:
@@ -117,36 +116,23 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     """An image file as float32 (C, H, W) in [0, 1], made to fit a model's image shape.
 
-    Turned as its EXIF says; transparency on black; RGB or grey by the model's channels; the first frame of an
-    animation; another size is stretched to the model's (bicubic), with a notice. InputError naming the file.
+    The rules are those of the data source `folder`, so a file looks to the model as it did in training; a change of
+    size is noted. InputError naming the file.
     """
     channels, height, width = shape
     if channels not in (1, 3):
-        raise InputError(f"{path}: image files have 1 or 3 channels, the model {channels}", "use --split")
+        raise InputError(f"{path}: the model takes images of {channels} channels, which no image file has")
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"{path}: {opened.width} x {opened.height} pixels are too many")
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I") or picture.mode == "F":
-                # Pillow clips 16 bits to 8 instead of scaling them.
-                levels = np.asarray(picture, dtype=np.float64)
-                top = 255.0 if picture.mode == "F" else 65535.0
-                picture = Image.fromarray(np.clip(np.rint(levels * 255.0 / top), 0, 255).astype(np.uint8))
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture.convert("RGBA"))
-            picture = picture.convert("L" if channels == 1 else "RGB")
+        size, _ = folder._header(Path(path))
+        pixels_CHW = folder._decode(Path(path), channels, height, width)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise InputError(f"{path}: not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not an image that can be read: {error}") from None
-    if picture.size != (width, height):
-        streams.notice(f"{path}: resized from {picture.width} x {picture.height} to the model's {width} x {height}")
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture, dtype=np.float32).reshape(height, width, channels) / 255.0
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        problem = str(getattr(error, "strerror", None) or error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: not an image that can be read ({problem})") from None
+    if size != (height, width):
+        streams.notice(f"{path}: fitted from {size[1]}x{size[0]} to the model's {width}x{height} pixels")
+    return torch.from_numpy(pixels_CHW.astype(np.float32) / np.float32(255.0))
 
 
 def title(*parts: object) -> str:

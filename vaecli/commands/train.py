@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vaecli import checkpoint, data, device, fast, models, output, presets, rundir, trainer
+from vaecli import checkpoint, data, device, fast, models, output, presets, rundir, schedules, trainer
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
@@ -46,7 +46,7 @@ def resolve(
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
         tree.set(key, configs.parse_value(value, f"--set {text}"), "--set")
-    if preset is None and config_file is None and "model" not in tree.values:
+    if default and preset is None and "model" not in tree.values:
         tree.values["model"] = {"name": "vae"}
     return tree
 
@@ -253,15 +253,26 @@ def _banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devi
     output.notice(f"model      {config.model.name}: {' + '.join(f'{n} latents' for n in model.groups.values())}, "
                   f"{parameters:,} parameters" + (f", net {net}" if net else ""))
     output.notice(f"objective  {model.objective_text(model.hyper(0))}")
+    for key, value in configs.flat({"model": config.model.model_dump(), "optim": config.optim.model_dump()}):
+        if key.endswith(".schedule"):
+            output.notice(f"schedule   {key.removesuffix('.schedule')}: {_schedule_text(config, key)}")
     output.notice(f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
                   f"{info.source.get('kind', 'as given')}")
     if model.phases:
         epochs = config.train.steps * config.train.batch_size / train
-        lr = optim.lr if isinstance(optim.lr, float) else optim.lr.model_dump()
+        lr = f"{schedules.at(optim.lr, 0):g}"
         output.notice(f"training   {config.train.steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
                       f"{optim.name} lr {lr}, seed {config.seed}, {device.describe(where)}")
     if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
         output.notice("note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density")
+
+
+def _schedule_text(config: RunConfig, key: str) -> str:
+    """`linear, start 0, end 25, steps 100,000` for the schedule at a dotted key."""
+    section: Any = config.to_tree()
+    for part in key.split(".")[:-1]:
+        section = section[part]
+    return ", ".join(f"{name} {value}" if name != "schedule" else str(value) for name, value in section.items())
 
 
 def _train(

@@ -75,7 +75,9 @@ def run(
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     unit = " sd" if relative is not None else ""
     texts = [f"{text}{unit}" for text in _value_texts(values)]
-    ranked = f"; rows by {'variance' if relative is not None else 'mean KL'} over {over}" if over and not chosen else ""
+    ranked = (
+        f"; ordered by {'variance' if relative is not None else 'mean KL'} over {over}" if over and not chosen else ""
+    )
     footer = f"one latent at the value shown, the others at {centre.text}{ranked}"
     if moving:
         picture = _animation(images, [names[d] for d in order], labels, texts, heading, footer)
@@ -167,7 +169,7 @@ def _label(stats: Statistics | None, d: int) -> str:
         return ""
     if stats.status(d) == "inactive":
         return "inactive"
-    return f"var {float(stats.var_D[d]):.3g}" if stats.kl_D is None else f"KL {float(stats.kl_D[d]):.2f}"
+    return f"var {float(stats.var_D[d]):#.3g}" if stats.kl_D is None else f"KL {float(stats.kl_D[d]):.2f}"
 
 
 def _value_texts(values: np.ndarray) -> list[str]:
@@ -191,5 +193,5 @@ def _animation(
             for a in range(0, len(tiles), columns)
         ]
         # Written first, the value keeps its place while it changes.
-        frames.append(figures.sheet(rows, title=f"z = {text}", footer=f"{heading}\n{footer}"))
+        frames.append(figures.sheet(rows, title=f"z = {text}", footer="\n".join([heading, *footer.split("; ")])))
     return figures.gif(frames)

@@ -48,17 +48,18 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, size: int) -> Path:
             if target.is_file():
                 return target
             failures = []
-            for url in urls:
-                output.notice(f"downloading {url} ({size / 1e6:.1f} MB) to {target}")
-                problem = _download(url, part, sha256, size)
-                if problem is None:
-                    part.replace(target)
-                    return target
-                failures.append(f"{url}: {problem}")
+            try:
+                for url in urls:
+                    output.notice(f"downloading {url} ({size / 1e6:.1f} MB) to {target}")
+                    problem = _download(url, part, sha256, size)
+                    if problem is None:
+                        part.replace(target)
+                        return target
+                    failures.append(f"{url}: {problem}")
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise MachineError(f"cannot write {target}: {error.strerror}", hint) from None
-    finally:
-        part.unlink(missing_ok=True)
     raise MachineError(f"{target.name} could not be downloaded: {'; '.join(failures)}", hint)
 
 

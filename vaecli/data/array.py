@@ -37,11 +37,11 @@ def load(config: Config) -> Dataset:
         if not path.is_file():  # a pipe would be waited for
             raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
         images, factors, names = _read(path)
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # NumPy's own words may advise to allow pickle: only those of the system are passed on.
-        reason = getattr(error, "strerror", None) or "it is damaged or holds Python objects, which are never read"
+        reason = getattr(error, "strerror", None) or "it is damaged, or holds Python objects, which are never read"
         raise InputError(f"{path}: {reason}", "save plain arrays with numpy.savez or numpy.save") from None
-    images_NCHW = _images(path, images)
+    images_NCHW = np.ascontiguousarray(_images(path, images))
     labels_NK = None if factors is None else _factors(path, factors, len(images_NCHW))
     k = 0 if labels_NK is None else labels_NK.shape[1]
     if names is None or len(names) != k:
@@ -54,7 +54,7 @@ def load(config: Config) -> Dataset:
         factor_names=names,
         factor_sizes=[] if labels_NK is None else [int(size) + 1 for size in labels_NK.amax(dim=0)],
         binary=binary,
-        source={"kind": "array", "sha256": hashlib.sha256(np.ascontiguousarray(images_NCHW).data).hexdigest()},
+        source={"kind": "array", "sha256": hashlib.sha256(images_NCHW.data).hexdigest()},
     )
 
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> tuple[Array, Array | None, list[str] | None]:
                 return images, factors, None
             with archive.open(arrays["factor_names"]) as member:
                 names = _member(path, member)
-            return images, factors, [str(name)[:80] for name in names.ravel()[:1000]] if names.dtype.kind == "U" else None
+            return images, factors, [str(name)[:80] for name in names.ravel()[:1000]]
 
 
 _LOOKS = {
@@ -147,10 +147,8 @@ def _images(path: Path, images: Array) -> Array:
         if len(bad):
             image = part[bad[0]]
             hint = "divide by 255, or save as uint8" if np.isfinite(image).all() else "replace the missing values"
-            raise InputError(
-                f"{path}: image {start + int(bad[0])} has values from {image.min():g} to {image.max():g}, not in [0, 1]",
-                hint,
-            )
+            values = f"values from {image.min():g} to {image.max():g}"
+            raise InputError(f"{path}: image {start + int(bad[0])} has {values}, not in [0, 1]", hint)
         start += len(part)
     return images.astype(np.float32, copy=False)
 

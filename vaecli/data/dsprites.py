@@ -72,6 +72,8 @@ def load(config: Config) -> Dataset:
 
 def _check_official(path: Path) -> None:
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file")  # a pipe would be waited for
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:

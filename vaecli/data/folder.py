@@ -149,7 +149,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     with _open(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         size = (image.width, image.height) if turned else (image.height, image.width)
-        return size, image.mode if "transparency" not in image.info or image.mode in ("1", "L") else "RGBA"
+        return size, image.mode
 
 
 def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tuple[int, int]:

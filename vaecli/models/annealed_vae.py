@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vaecli import objective
 from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
-from vaecli.objective import Weight
-from vaecli.schedules import Linear
+from vaecli.schedules import Linear, Weight
 
 C_MAX, C_STEPS = 25.0, 100_000
 

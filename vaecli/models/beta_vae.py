@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaecli import objective
 from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
-from vaecli.objective import Weight
+from vaecli.schedules import Weight
 
 
 class Config(GaussianConfig):

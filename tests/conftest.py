@@ -1,0 +1,96 @@
+"""Fixtures shared by all tests: `vae(...)` runs the command in this process, `vae_process` in one of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaecli import cli, registry
+
+HERE = Path(__file__).parent
+torch.set_num_threads(1)  # tests run side by side; threads on tiny tensors only wait for each other
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+    raw: bytes = b""
+
+
+@pytest.fixture(autouse=True)
+def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """No network, no terminal tricks, and every directory the tool writes to inside the test's own."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VAE_DEVICE", "cpu")
+    monkeypatch.setenv("VAE_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def toy_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models of tests/models, which use every part of the model contract, registered beside the real ones."""
+    monkeypatch.syspath_prepend(str(HERE))
+    places = [*registry.PACKAGES["model"], ("models", HERE / "models")]
+    monkeypatch.setitem(registry.PACKAGES, "model", places)
+    return sorted(p.stem.replace("_", "-") for p in (HERE / "models").glob("[a-z]*.py"))
+
+
+@pytest.fixture
+def vae(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+    """`vae("train", "--preset", ...)` -> exit code, stdout, stderr."""
+
+    def run(*args: object) -> Result:
+        capfdbinary.readouterr()
+        monkeypatch.setattr(sys, "argv", ["vae", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        out, err = capfdbinary.readouterr()
+        return Result(code, out.decode(errors="replace"), err.decode(errors="replace"), out)
+
+    return run
+
+
+def command(*args: object) -> list[str]:
+    """The command line of `vae` with this interpreter."""
+    return [sys.executable, "-m", "vaecli", *map(str, args)]
+
+
+@pytest.fixture
+def vae_process() -> Callable[..., Result]:
+    """The same in a process of its own, with a time limit."""
+
+    def run(*args: object, timeout: float = 120, stdin: bytes | None = None, **env: str) -> Result:
+        environment = {**os.environ, **env}
+        done = subprocess.run(command(*args), capture_output=True, timeout=timeout, env=environment, input=stdin)
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode(), done.stdout)
+
+    return run
+
+
+# A run small enough for any test: 16x16 squares, a tiny net, a step in a millisecond.
+TINY = ("--data", "squares", "-S", "model.net={name: mlp, hidden: [16]}", "--latent-dim", "3", "--batch-size", "32")
+
+
+@pytest.fixture
+def tiny_run(vae: Callable[..., Result], tmp_path: Path) -> Path:
+    """A finished run of 30 steps of a tiny beta-VAE."""
+    done = vae("train", "--model", "beta-vae", *TINY, "--steps", 30, "--runs-dir", tmp_path / "runs", "--name", "tiny", "-q")
+    assert done.code == 0, done.err
+    return Path(done.out.strip())

@@ -1,0 +1,248 @@
+"""Statistics against numpy in one go, on codes streamed in odd batches; verdicts on constructed cases."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vaecli import diagnosis
+from vaecli.batch import Batch, DataInfo
+from vaecli.diagnosis import Moments, Statistics, latent_statistics, limited, verdict
+from vaecli.errors import InputError
+from vaecli.models.base import Model, ModelConfig, Posterior
+
+
+class Known(Model):
+    """q(z|x) is read off the image: the first D pixels are the mean, the next D the log-variance."""
+
+    def __init__(self, latents: int, deterministic: bool = False) -> None:
+        super().__init__(ModelConfig(name="known"), DataInfo("random", (1, 1, 2 * latents), 100))
+        self.groups = {"z": latents}
+        self.deterministic = deterministic
+
+    def posterior(self, x_BCHW: Tensor) -> Posterior:
+        mean_BD, logvar_BD = x_BCHW.flatten(1).chunk(2, dim=1)
+        if self.deterministic:
+            return Posterior(mean_BD)
+        return Posterior(mean_BD, logvar_BD, 0.5 * (mean_BD.square() + logvar_BD.exp() - logvar_BD - 1))
+
+    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: object) -> Tensor:
+        return z_BD.square().sum(dim=1)
+
+
+def batches(x_BCHW: Tensor, sizes: list[int]) -> Iterator[Batch]:
+    start = 0
+    for size in sizes:
+        yield Batch(x_BCHW[start : start + size], torch.arange(start, start + size))
+        start += size
+
+
+def codes(n: int, latents: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(size=(n, latents)) * np.linspace(0.01, 2, latents) + np.linspace(-3, 3, latents)
+    logvar = rng.normal(size=(n, latents)) - 2
+    x = np.concatenate([mean, logvar], axis=1).astype(np.float32)
+    mean, logvar = np.split(x.astype(np.float64), 2, axis=1)
+    return mean, logvar, torch.from_numpy(x)[:, None, None, :]
+
+
+def test_statistics_equal_numpy_in_float64() -> None:
+    n, latents = 1009, 6
+    mean, logvar, x = codes(n, latents)
+    seen: list[int] = []
+    torch.manual_seed(0)
+    stats = latent_statistics(Known(latents), batches(x, [1, 2, 500, 7, 0, 499]), {}, seen.append)
+    sigma2 = np.exp(logvar)
+    kl = 0.5 * (mean**2 + sigma2 - logvar - 1)
+    assert stats.n == n and sum(seen) == n
+    np.testing.assert_allclose(stats.mean_D.numpy(), mean.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(stats.var_D.numpy(), mean.var(axis=0), rtol=1e-11)
+    np.testing.assert_allclose(stats.sigma2_D.numpy(), sigma2.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(stats.total_D.numpy(), mean.var(axis=0) + sigma2.mean(axis=0), rtol=1e-11)
+    np.testing.assert_allclose(stats.kl_D.numpy(), kl.mean(axis=0), rtol=1e-5)  # the model computes it in float32
+    assert stats.kl == pytest.approx(kl.sum(axis=1).mean(), rel=1e-5)
+    assert stats.active_D.tolist() == (mean.var(axis=0) > 0.01).tolist() == [False] + [True] * 5
+    assert stats.order() == np.argsort(-kl.mean(axis=0)).tolist()
+    # E_q[|z|^2] = mean^2 + sigma^2 has a closed form; one draw an image comes within its standard error.
+    expected = (mean**2 + sigma2).sum(axis=1).mean()
+    assert abs(stats.recon - expected) < 4 * stats.recon_error < 0.2 * expected
+    assert stats.elbo == pytest.approx(-(stats.recon + stats.kl), rel=1e-15)
+
+
+def test_standard_error_of_the_elbo_is_that_of_the_sums() -> None:
+    mean, _, x = codes(301, 3)
+    model = Known(3)
+    x[..., 3:] = -200.0  # no noise to speak of: z is the mean
+    stats = latent_statistics(model, batches(x, [100, 100, 101]), {})
+    per_image = (mean**2).sum(axis=1) + 0.5 * (mean**2 + 200 - 1).sum(axis=1)
+    assert stats.recon_error == pytest.approx((mean**2).sum(axis=1).std(ddof=1) / math.sqrt(301), rel=1e-4)
+    assert stats.elbo_error == pytest.approx(per_image.std(ddof=1) / math.sqrt(301), rel=1e-4)
+
+
+def test_moments_stay_exact_far_from_zero() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=20_000) + 1e8  # E[x^2] - E[x]^2 has no correct digit here
+    moments = Moments()
+    for part in np.array_split(values, 37):
+        moments.add(torch.from_numpy(part))
+    assert moments.n == 20_000
+    assert float(moments.mean) == pytest.approx(values.mean(), rel=1e-15)
+    assert float(moments.variance) == pytest.approx(values.var(), rel=1e-9)
+
+
+def test_same_seed_same_numbers() -> None:
+    _, _, x = codes(64, 4)
+
+    def recon(seed: int) -> float:
+        torch.manual_seed(seed)
+        return latent_statistics(Known(4), batches(x, [64]), {}).recon
+
+    assert recon(1) == recon(1) != recon(2)
+
+
+def test_deterministic_code_has_no_kl_and_orders_by_variance() -> None:
+    mean, _, x = codes(200, 4)
+    stats = latent_statistics(Known(4, deterministic=True), batches(x, [150, 50]), {})
+    assert stats.kl is None and stats.elbo is None and stats.sigma2_D is None and stats.total_D is None
+    assert stats.recon == pytest.approx((mean**2).sum(axis=1).mean(), rel=1e-6)  # z is the code itself
+    assert stats.order() == [3, 2, 1, 0]
+    headers, rows, _ = diagnosis.table_rows(stats, ["a", "b", "c", "d"])
+    assert [row[0] for row in rows] == ["d", "c", "b", "a"]
+    assert rows[0][headers.index("KL (nats)")] == "n/a"
+
+
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(InputError, match="no images"):
+        latent_statistics(Known(2), iter([]), {})
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(0, []), (3, [3]), (4, [4]), (6, [4, 2]), (99, [4, 4, 1])])
+def test_limited_cuts_inside_a_batch(limit: int, sizes: list[int]) -> None:
+    x = torch.arange(9.0).reshape(9, 1, 1, 1)
+    parts = list(limited(batches(x, [4, 4, 1]), limit))
+    assert [len(part.x_BCHW) for part in parts] == sizes
+    assert [i for part in parts for i in part.index_B.tolist()] == list(range(min(limit, 9)))
+
+
+def test_variance_law_holds_at_the_optimum_of_a_linear_vae() -> None:
+    # PPCA: s2_i = s^2 / lambda_i and Var[mu_i] = 1 - s^2 / lambda_i; collapsed where lambda_i <= s^2.
+    lambdas, noise = np.array([9.0, 4.0, 1.5]), 1.0
+    rng = np.random.default_rng(0)
+    white = rng.normal(size=(500, 3))
+    white = (white - white.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(white.T, bias=True))).T
+    mean = white * np.sqrt(1 - noise / lambdas)
+    x = np.concatenate([mean, np.broadcast_to(np.log(noise / lambdas), mean.shape)], axis=1)
+    stats = latent_statistics(Known(3), batches(torch.from_numpy(x)[:, None, None], [500]), {})
+    np.testing.assert_allclose(stats.total_D.numpy(), 1.0, rtol=1e-9)
+    np.testing.assert_allclose(stats.kl_D.numpy(), 0.5 * np.log(lambdas / noise), rtol=1e-9)
+    assert verdict(stats).name == "healthy" and len(verdict(stats).sentences) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def made(var: list[float], kl: list[float], **changes: object) -> Statistics:
+    """Latents that obey the variance law."""
+    var_D = torch.tensor(var, dtype=torch.float64)
+    stats = Statistics(
+        n=1000,
+        mean_D=torch.zeros_like(var_D),
+        var_D=var_D,
+        sigma2_D=1 - var_D,
+        kl_D=torch.tensor(kl, dtype=torch.float64),
+        recon=50.0,
+        recon_error=0.1,
+        elbo_error=0.1,
+    )
+    return replace(stats, **changes)  # type: ignore[arg-type]
+
+
+NAMES = [f"z{d}" for d in range(10)]
+ALL = made([0.9] * 10, [2.0] * 10)
+SEVEN = made([0.9] * 7 + [1e-4] * 3, [2.0] * 7 + [1e-3] * 3)
+TWO = made([0.9] * 2 + [1e-4] * 8, [2.0] * 2 + [1e-3] * 8)
+NONE = made([1e-5] * 10, [1e-5] * 10)
+
+
+def test_healthy() -> None:
+    name, sentences = verdict(ALL, NAMES, {"beta": 1.0})
+    assert name == "healthy" and len(sentences) == 1
+    assert "10 of 10" in sentences[0] and "20 nats" in sentences[0]
+
+
+def test_spare_latents_are_no_fault() -> None:
+    name, sentences = verdict(SEVEN, NAMES, {"beta": 4.0}, factors=5)
+    assert name == "healthy"
+    assert "z7, z8, z9" in sentences[1] and "beta = 4" in sentences[1] and "5 factors" in sentences[1]
+
+
+def test_fewer_active_latents_than_factors() -> None:
+    name, sentences = verdict(TWO, NAMES, {"beta": 16.0}, factors=5, step=10**6)
+    assert name == "partly collapsed"
+    assert "5 factors" in sentences[1] and "--set model.beta=4" in sentences[-1]
+
+
+def test_mostly_unused_without_known_factors() -> None:
+    name, sentences = verdict(TWO, NAMES)
+    assert name == "partly collapsed" and "latent_dim 2" in sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("hyper", "step", "remedy"),
+    [
+        ({"beta": 8.0}, 50_000, "--set model.beta=2"),
+        ({"beta_norm": 0.1}, 50_000, "--set model.beta_norm=0.025"),
+        ({"gamma": 1000.0, "capacity": 0.0}, 50_000, "larger capacity"),
+        ({"likelihood.sigma": 1.0}, 50_000, "--set model.likelihood.sigma=0.25"),
+        ({"beta": 1.0}, 50_000, "warm the KL up"),
+        ({}, None, "warm the KL up"),
+        ({"beta": 8.0}, 10, "train longer"),
+    ],
+)
+def test_collapsed_with_the_cheapest_remedy(hyper: dict[str, float], step: int | None, remedy: str) -> None:
+    name, sentences = verdict(NONE, NAMES, hyper, step=step)
+    assert name == "collapsed" and "0 of 10" in sentences[0] and remedy in sentences[-1]
+
+
+def test_kl_paid_for_nothing_is_collapse() -> None:
+    constant = made([1e-6] * 4, [3.0] * 4, sigma2_D=torch.full((4,), 0.01))
+    name, sentences = verdict(constant)
+    assert name == "collapsed" and "same for every image" in sentences[1]
+
+
+def test_variance_law_broken_is_said_with_numbers() -> None:
+    moved = torch.zeros(10, dtype=torch.float64)
+    moved[4] = 0.5
+    name, sentences = verdict(replace(ALL, mean_D=moved), NAMES)
+    assert name == "healthy" and "z4 has mean 0.50" in sentences[1] and "1 of 10" in sentences[1]
+    assert len(verdict(replace(ALL, mean_D=moved), NAMES, standard_prior=False).sentences) == 1
+
+
+def test_nan_is_named_and_never_healthy() -> None:
+    kl_D = torch.full((10,), 2.0, dtype=torch.float64)
+    kl_D[6] = math.nan
+    broken = replace(ALL, kl_D=kl_D)
+    assert verdict(broken, NAMES).name == "not finite" and "z6" in verdict(broken, NAMES).sentences[0]
+    assert broken.order()[-1] == 6
+    assert verdict(replace(ALL, recon=math.inf), NAMES).name == "not finite"
+    assert [row[5] for row in diagnosis.table_rows(broken, NAMES)[1]][-1] == "n/a"
+
+
+def test_codes_of_an_autoencoder() -> None:
+    code = made([1e-9, 5.0, 400.0], [0.0] * 3, sigma2_D=None, kl_D=None, elbo_error=None)
+    name, sentences = verdict(code)
+    assert name == "partly collapsed" and "z0" in sentences[1] and code.active == 2
+    assert verdict(replace(code, var_D=torch.tensor([1e-6, 2e-6, 1e-6]).double())).name == "healthy"
+    assert verdict(replace(code, var_D=torch.zeros(3).double())).name == "collapsed"
+
+
+def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:
+    stats = made([0.001, 0.9, 0.5], [0.01, 1.25, 2.5])
+    headers, rows, styles = diagnosis.table_rows(stats, ["a", "b", "c"])
+    assert list(headers) == ["latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status"]
+    assert rows[0] == ["c", "0.0000", "0.5000", "0.5000", "1.0000", "2.5000", "active"]
+    assert [row[0] for row in rows] == ["c", "b", "a"] and styles == [None, None, "dim"]
