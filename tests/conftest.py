@@ -26,7 +26,7 @@ class Result:
 
 
 @pytest.fixture(autouse=True)
-def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No network, no terminal tricks, and every directory the tool writes to inside the test's own."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -36,6 +36,7 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixt
     for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VAE_DEVICE", "cpu")
+    monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "vae-cache"))
     monkeypatch.setenv("VAE_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 

@@ -141,7 +141,7 @@ def test_split_fallbacks():
     held = toy(10, holdout=3)
     assert [held.split(name).name for name in ("train", "val", "test", "all")] == ["train", "val", "val", "all"]
     whole = toy(10)
-    assert [whole.split(name).name for name in ("val", "test")] == ["all", "all"]
+    assert [whole.split(name).name for name in ("val", "test")] == ["train", "train"]
     tested = base.assemble(base.DataConfig(name="t", holdout=0), held.images, binary=False, source={}, test=4)
     assert [tested.split(name).name for name in ("val", "test")] == ["train", "test"]
     assert tested.split("test").indices.tolist() == [6, 7, 8, 9]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vaecli.section import Count, Fraction, PositiveInt, Section
+from vaecli.section import Count, PositiveInt, Section
 
 
 class Linear(Section):
@@ -60,7 +60,7 @@ class Decay(Section):
 
     schedule: Literal["decay"]
     start: float
-    factor: Fraction
+    factor: Annotated[float, Field(gt=0, le=1)]
     every: PositiveInt
 
     def at(self, step: int) -> float:

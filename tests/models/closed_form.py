@@ -30,7 +30,7 @@ class Model(Base):
     def begin(self, train: Split) -> None:
         x_NP = torch.cat([b.x_BCHW.flatten(1) for b in train.batches(256)]).double()
         self.mean_P = x_NP.mean(0).float()
-        values, vectors = torch.linalg.eigh(torch.cov(x_NP.T))
+        values, vectors = torch.linalg.eigh(torch.cov(x_NP.T, correction=0))
         d = self.groups["z"]
         self.noise = values[:-d].mean().float()
         self.variance_D = values[-d:].flip(0).float()

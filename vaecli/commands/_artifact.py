@@ -123,8 +123,8 @@ def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"{path}: the model takes images of {channels} channels, which no image file has")
     try:
-        size, _ = folder._header(Path(path))
-        pixels_CHW = folder._decode(Path(path), channels, height, width)
+        size, _ = folder.read_header(Path(path))
+        pixels_CHW = folder.read_pixels(Path(path), channels, height, width)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

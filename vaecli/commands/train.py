@@ -339,7 +339,9 @@ def _final_table(run_dir: rundir.RunDir, model: Model, dataset: Dataset, config:
         statistics = latent_statistics(model, iter(batches), model.hyper(step))
     headers, rows, styles = table_rows(statistics, model.latent_names())
     output.table(headers, rows, styles=styles, title=f"latents over {seen:,} images ({split.name})", to_stderr=True)
-    name, sentences = verdict(statistics)
+    name, sentences = verdict(
+        statistics, model.latent_names(), model.hyper(step), step=step, standard_prior=len(model.groups) == 1
+    )
     output.notice(f"verdict: {name}. {' '.join(sentences)}")
 
 

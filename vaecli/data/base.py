@@ -171,15 +171,15 @@ class Dataset:
     def split(self, name: str) -> "SplitView":
         """`train`, `val`, `test` or `all`; the view's name says which it is.
 
-        `test` falls back to `val`, and both to `all` where nothing is held out; `val` falls back to `train` where only
-        a test set is, which must not leak into the choice of a model. ConfigError for another name.
+        `test` falls back to `val`, and `val` to `train` where nothing is held out (never to a test set, which must not
+        leak into the choice of a model). ConfigError for another name.
         """
         if name not in ("train", "val", "test", "all"):
             raise ConfigError(f"no split is called {name[:80]!r}; there are: train, val, test, all")
         if name == "test" and name not in self.splits:
             name = "val"
         if name == "val" and name not in self.splits:
-            name = "train" if "test" in self.splits else "all"
+            name = "train"
         index = torch.arange(len(self.images), device=self.images.device) if name == "all" else self.splits[name]
         return SplitView(self, name, index)
 

@@ -55,7 +55,7 @@ def load(config: Config) -> Dataset:
     paths = _find(root)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on metadata and size; what matters is checked here
-        paths, headers = _read(config, "scanning images", paths, _header)
+        paths, headers = _read(config, "scanning images", paths, read_header)
         grey = all(mode in _GREY for _, mode in headers)
         channels = config.channels or (1 if grey else 3)
         height, width = _target_size(config, root, [size for size, _ in headers])
@@ -68,7 +68,7 @@ def load(config: Config) -> Dataset:
         row = {path: i for i, path in enumerate(paths)}
 
         def decode(path: Path) -> None:
-            images_NCHW[row[path]] = _decode(path, channels, height, width)
+            images_NCHW[row[path]] = read_pixels(path, channels, height, width)
 
         good, _ = _read(config, "decoding images", paths, decode)
     if len(good) < len(paths):
@@ -144,7 +144,7 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+def read_header(path: Path) -> tuple[tuple[int, int], str]:
     """Upright (height, width) and mode, without decoding."""
     with _open(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -167,7 +167,7 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
     return counts[0][0]
 
 
-def _decode(path: Path, channels: int, height: int, width: int) -> Array:
+def read_pixels(path: Path, channels: int, height: int, width: int) -> Array:
     """uint8 (C, H, W)."""
     with _open(path) as opened:
         image = ImageOps.exif_transpose(opened)
