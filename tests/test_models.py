@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch import distributions as dist
 
-from vaecli import models, registry
+from vaecli import data, models, registry
 from vaecli.batch import Batch, DataInfo
+from vaecli.data.squares import Config as Squares
 from vaecli.errors import ConfigError
 from vaecli.models import annealed_vae, autoencoder, beta_vae, vae
 from vaecli.models.base import NoPrior
@@ -224,3 +225,23 @@ def test_training_reduces_the_loss_and_no_parameter_is_idle(module: ModuleType) 
             assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
         optimizer.step()
     assert loss(model)["loss"].item() < first - 0.1
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("net", ["mlp", "resnet"])
+def test_an_untrained_decoder_starts_at_the_mean_image(likelihood: str, net: str) -> None:
+    """With a linear path from the last bias, zeroing the last weights leaves the mean image (per channel for a conv)."""
+    dataset = data.load(Squares(name="squares"))
+    config = beta_vae.Config.model_validate({"latent_dim": 3, "likelihood": likelihood, "net": net})
+    model = beta_vae.Model(config, dataset.info)
+    model.begin(dataset.split("train"))
+    last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+    found = model.decode(torch.randn(2, 3))
+    mean_CHW = torch.cat([b.x_BCHW for b in dataset.split("train").batches(64)]).mean(dim=0)
+    wanted = mean_CHW.clamp(0.001, 0.999) if likelihood == "bernoulli" else mean_CHW
+    if net == "resnet":
+        wanted = (wanted.logit() if likelihood == "bernoulli" else wanted).mean(dim=(1, 2), keepdim=True).expand_as(wanted)
+        wanted = wanted.sigmoid() if likelihood == "bernoulli" else wanted
+    torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-5)

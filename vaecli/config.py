@@ -329,6 +329,8 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
     if name == "optim":
         return TypeAdapter(OptimConfig).validate_python({"name": "adam", **value})
     kind = "model" if name == "model" else "dataset"
+    if name == "model":
+        value = {"name": "vae", **value}
     if name == "data" and isinstance(value.get("name"), str):
         from vaecli import data
 

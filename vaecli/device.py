@@ -36,7 +36,7 @@ def describe(device: torch.device) -> str:
 
 def derive(*keys: int | str) -> int:
     """A 63-bit seed that depends on all keys and on nothing else."""
-    digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -67,6 +67,10 @@ class Likelihood(nn.Module):
         """The expected image, (B, C, H, W)."""
         raise NotImplementedError
 
+    def raw(self, mean: Tensor) -> Tensor:
+        """The output whose expected image is `mean` (any shape), kept a little inside (0, 1) where it must be."""
+        raise NotImplementedError
+
     def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
         """log p(x|out) in nats, summed over pixels, (B,)."""
         raise NotImplementedError
@@ -82,6 +86,9 @@ class Bernoulli(Likelihood):
     def mean(self, out_BCHW: Tensor) -> Tensor:
         return torch.sigmoid(out_BCHW)
 
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean.clamp(0.001, 0.999).logit()  # the bounds of Burda et al.'s code
+
     def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
         return objective.bernoulli_log_prob(x_BCHW, out_BCHW)
 
@@ -94,6 +101,9 @@ class Gaussian(Likelihood):
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         return out_BCHW
+
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean
 
     def sigma(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> float | Tensor:
         """The standard deviation that scores this batch, one number."""

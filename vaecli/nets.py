@@ -8,6 +8,7 @@ weights start as PyTorch's defaults unless stated.
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
@@ -217,3 +218,14 @@ def _resnet(config: ResnetConfig, shape: Shape, n_out: int, latent_dim: int) -> 
         decoder += blocks(level)
     decoder += [nn.SiLU(), nn.Conv2d(widths[0], shape[0], 3, padding=1)]
     return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def set_output_bias(decoder: nn.Module, raw_CHW: Tensor) -> None:
+    """Let an untrained decoder put out `raw_CHW` on average: per value where its last layer has a bias for each, else
+    per channel.
+    """
+    layers = [m for m in decoder.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    bias = layers[-1].bias
+    if bias is not None:
+        with torch.no_grad():
+            bias.copy_(raw_CHW.flatten() if bias.numel() == raw_CHW.numel() else raw_CHW.mean(dim=(1, 2)))

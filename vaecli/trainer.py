@@ -166,9 +166,6 @@ def fit(
     where = model.device
     evaluation: dict[str, Any] = {}
     evaluated = saved = state.step if state.step else None
-    if state.step == 0:
-        device.seed(config.seed, "begin")
-        model.begin(train)
     clock = time.monotonic()
 
     def save() -> None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from vaecli.batch import Batch, DataInfo
 from vaecli.config import Adam, OptimConfig
-from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
 
 
-class Config(GaussianConfig):
+class Config(NetConfig):
     name: Literal["two-player"] = "two-player"
     critic_optim: OptimConfig = Adam(lr=1e-2, betas=(0.5, 0.9))
 

@@ -46,8 +46,6 @@ def resolve(
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
         tree.set(key, configs.parse_value(value, f"--set {text}"), "--set")
-    if default and preset is None and "model" not in tree.values:
-        tree.values["model"] = {"name": "vae"}
     return tree
 
 
@@ -58,7 +56,7 @@ def prefix(preset: str | None, tree: configs.Tree) -> str:
     names = []
     for section in ("model", "data"):
         value = tree.values.get(section, {})
-        name = value.get("name", "") if isinstance(value, dict) else str(value)
+        name = value.get("name", "vae") if isinstance(value, dict) else str(value)
         names.append(str(name).partition(":")[0])
     return "-".join(names)
 
@@ -115,9 +113,12 @@ def run(
     device.seed(config.seed, "init")
     model = models.build(config.model, dataset.info)
     _check_labels(model, config)
+    model.to(where)
     if init_from is not None:
         _take_weights(model, init_from)
-    model.to(where)
+    else:
+        device.seed(config.seed, "begin")
+        model.begin(dataset.split("train"))
     _check_disk(parent, model, config)
     run_dir = rundir.create(parent, f"{prefix}-s{config.seed}", name, force)
     run_dir.write("config.yaml", configs.dump(config))

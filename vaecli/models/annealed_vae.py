@@ -10,13 +10,13 @@ from pydantic import model_validator
 from torch import Tensor
 
 from vaecli import objective
-from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
 from vaecli.schedules import Linear, Weight
 
 C_MAX, C_STEPS = 25.0, 100_000
 
 
-class Config(GaussianConfig):
+class Config(NetConfig):
     """`capacity` is C in nats, by default rising from 0 to 25 in 100,000 steps.
 
     `c_max` and `c_steps`, the usual names, may be given in its place: C rises from 0 to `c_max` in `c_steps`.

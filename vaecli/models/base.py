@@ -10,7 +10,7 @@ Shapes: B batch, C H W image, D latents (all groups side by side), K factors.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class Model(nn.Module):
         return {phase: (list(self.parameters()), optim) for phase in self.phases}
 
     def begin(self, train: Split) -> None:
-        """Called once before the first step of a fresh run; a closed-form model is fitted here."""
+        """Called once before the first step of a run that starts from no other's weights; a closed-form model is fitted
+        here."""
 
     def end(self, train: Split) -> None:
         """Called once after the last step, before the final checkpoint."""
@@ -120,38 +121,57 @@ class Model(nn.Module):
         return [f"{group}.{d}" for group, size in self.groups.items() for d in range(size)]
 
 
-class GaussianConfig(ModelConfig):
-    """The section of models with one group of Gaussian latents."""
+class NetConfig(ModelConfig):
+    """The section of models made of one named net, one group of latents and a likelihood.
+
+    `output_bias`: `data` starts the decoder's last bias at the mean training image, so that the first steps are not
+    spent on it (nor Adagrad's step sizes used up by it); `default` leaves the net's own start.
+    """
 
     latent_dim: Width = 10
     likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()
     net: nets.NetConfig = nets.MlpConfig()
+    output_bias: Literal["data", "default"] = "data"
 
 
-class GaussianVAE(Model):
-    """q(z|x) = N(mean, diag exp(logvar)), p(z) = N(0, I); minimises recon + `penalty` (Kingma & Welling 2014).
+class NetModel(Model):
+    """Encoder, decoder and likelihood by name; `outputs_per_latent` numbers of the encoder describe one latent."""
 
-    A model built on it overrides `penalty` (what is added to the reconstruction) and `objective_text`.
-    """
+    config: NetConfig
+    outputs_per_latent: ClassVar[int] = 1
 
-    config: GaussianConfig
-
-    def __init__(self, config: GaussianConfig, info: DataInfo) -> None:
+    def __init__(self, config: NetConfig, info: DataInfo) -> None:
         super().__init__(config, info)
         self.groups = {"z": config.latent_dim}
-        self.encoder, self.decoder = nets.build(config.net, info.shape, 2 * config.latent_dim, config.latent_dim)
+        n_out = self.outputs_per_latent * config.latent_dim
+        self.encoder, self.decoder = nets.build(config.net, info.shape, n_out, config.latent_dim)
         self.likelihood = likelihoods.build(config.likelihood)
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
-        mean_BD, logvar_BD = self.encoder(x_BCHW).chunk(2, dim=1)
-        logvar_BD = objective.clamp_logvar(logvar_BD)
-        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
+    def begin(self, train: Split) -> None:
+        if self.config.output_bias == "data":
+            # A training split is in random order: its first images are a fair sample.
+            x_BCHW = next(train.batches(10_000)).x_BCHW
+            nets.set_output_bias(self.decoder, self.likelihood.raw(x_BCHW.double().mean(dim=0)))
 
     def decode(self, z_BD: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(z_BD))
 
     def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: Hyper) -> Tensor:
         return -self.likelihood.log_prob(x_BCHW, self.decoder(z_BD), hyper)
+
+
+class GaussianVAE(NetModel):
+    """q(z|x) = N(mean, diag exp(logvar)), p(z) = N(0, I); minimises recon + `penalty` (Kingma & Welling 2014).
+
+    A model built on it overrides `penalty` (what is added to the reconstruction) and `objective_text`.
+    """
+
+    outputs_per_latent = 2
+
+    def posterior(self, x_BCHW: Tensor) -> Posterior:
+        mean_BD, logvar_BD = self.encoder(x_BCHW).chunk(2, dim=1)
+        logvar_BD = objective.clamp_logvar(logvar_BD)
+        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
 
     def prior(self, n: int, temperature: float = 1.0) -> Tensor:
         return temperature * torch.randn(n, self.config.latent_dim, device=self.device)

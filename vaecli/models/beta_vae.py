@@ -10,11 +10,11 @@ from pydantic import model_validator
 from torch import Tensor
 
 from vaecli import objective
-from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
 from vaecli.schedules import Weight
 
 
-class Config(GaussianConfig):
+class Config(NetConfig):
     """`beta`, or `beta_norm` = beta * latent_dim / (C H W), which carries over between image and latent sizes."""
 
     name: Literal["beta-vae"] = "beta-vae"

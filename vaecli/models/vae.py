@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from vaecli import objective
-from vaecli.models.base import GaussianConfig, GaussianVAE, Hyper, Posterior
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
 
 
-class Config(GaussianConfig):
+class Config(NetConfig):
     """A VAE has no settings beyond its latents, likelihood and net."""
 
     name: Literal["vae"] = "vae"

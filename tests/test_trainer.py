@@ -1,0 +1,300 @@
+"""The loop: stopping, divergence, resuming, records; and that models learn something measurable in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, Result, command
+from torch import nn
+
+from vaecli import config as configs
+from vaecli import data, fast, models, schedules, trainer
+from vaecli.batch import Batch
+from vaecli.commands.train import duration, resolve
+from vaecli.errors import ConfigError
+from vaecli.models.beta_vae import Model as BetaVAE
+
+
+def records(run: str | Path, kind: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts `vae train` on the tiny problem in its own process and waits for the first checkpoint."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *extra: object) -> subprocess.Popen[bytes]:
+        args = ["train", *TINY, "--runs-dir", "runs", "--steps", 10**7, "-S", "train.save_every=100", "--name", name, *extra]
+        child = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        children.append(child)
+        deadline = time.monotonic() + 60
+        while not Path(f"runs/{name}/checkpoints/latest").exists():
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_can_be_resumed(
+    number: signal.Signals, code: int, started: Callable[..., subprocess.Popen[bytes]], vae: Callable[..., Result]
+) -> None:
+    child = started("stopped")
+    child.send_signal(number)
+    out, err = child.communicate(timeout=20)
+    assert child.returncode == code, err
+    assert out == b"" and b"saved" in err and b"Traceback" not in err
+    facts = json.loads(Path("runs/stopped/run.json").read_text())
+    assert facts["status"] == "interrupted" and facts["exit_code"] == code
+    step = json.loads(vae("info", "runs/stopped", "--json").out)["step"]
+    assert step == facts["step"]
+    resumed = vae("train", "--resume", "runs/stopped", "--steps", step + 5, "-q")
+    assert resumed.code == 0 and resumed.out == "runs/stopped\n", resumed.err
+
+
+def test_two_writers_are_refused(started: Callable[..., subprocess.Popen[bytes]], vae: Callable[..., Result]) -> None:
+    child = started("busy")
+    for args in (["--resume", "runs/busy"], [*TINY, "--runs-dir", "runs", "--name", "busy"]):
+        refused = vae("train", *args)
+        assert refused.code == 5 and str(child.pid) in refused.err, refused.err
+    child.kill()
+    child.wait()
+    freed = vae("train", *TINY, "--runs-dir", "runs", "--name", "busy")
+    assert freed.code == 2 and "--force" in freed.err
+    assert vae("train", *TINY, "--runs-dir", "runs", "--name", "busy", "--force", "--steps", 3).code == 0
+
+
+def test_usr1_saves_and_goes_on(started: Callable[..., subprocess.Popen[bytes]]) -> None:
+    child = started("saving")
+    before = os.readlink("runs/saving/checkpoints/latest")
+    child.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 20
+    while os.readlink("runs/saving/checkpoints/latest") == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert child.poll() is None
+
+
+def test_time_limit(vae: Callable[..., Result]) -> None:
+    done = vae("train", *TINY, "--runs-dir", "runs", "--name", "t", "--steps", 10**7, "--max-time", "1s", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["status"] == "time limit" and facts["step"] > 10
+    assert facts["val"]["elbo"] == pytest.approx(-(facts["val"]["recon"] + facts["val"]["kl"]), rel=1e-6)
+
+
+def test_durations() -> None:
+    assert [duration(t) for t in ("90", "90s", "2m", "1h30m", "1.5m", None)] == [90, 90, 120, 5400, 90, None]
+    for text in ("", "2x", "m", "1m2h"):
+        with pytest.raises(ConfigError):
+            duration(text)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_divergence_is_reported_and_the_weights_stay_finite(
+    where: str, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = BetaVAE.loss
+
+    def poisoned(self: BetaVAE, batch: Batch, hyper: dict[str, float], phase: str = "main") -> dict[str, torch.Tensor]:
+        terms = original(self, batch, hyper, phase)
+        if int(self.training) and hyper["beta"] > 24.5:  # the schedule below says 25 at step 25
+            bad = torch.full((), float("nan"))
+            if where == "loss":
+                terms["loss"] = terms["loss"] + bad
+            else:
+                parameter = next(self.parameters())
+                terms["loss"] = terms["loss"] + (parameter.clamp(min=0) * 0).sum().sqrt()  # value 0, gradient NaN
+        return terms
+
+    monkeypatch.setattr(BetaVAE, "loss", poisoned)
+    beta = "model.beta={schedule: linear, start: 0, end: 100, steps: 100}"
+    args = [*TINY, "--model", "beta-vae", "-S", beta, "--steps", 50, "--runs-dir", "runs", "--name", "d", "-S", "train.save_every=10"]
+    result = vae("train", *args)
+    assert result.code == 4 and "step 25" in result.err and result.out == "", result.err
+    facts = json.loads(Path("runs/d/diverged.json").read_text())
+    assert facts["step"] == 25 and len(facts["batch_indices"]) == 32
+    assert json.loads(Path("runs/d/run.json").read_text())["status"] == "diverged"
+    assert json.loads(vae("info", "runs/d", "--json").out)["step"] == 20
+    assert vae("analyze", "runs/d").code == 0  # the last checkpoint is finite
+
+
+def test_schedules_do_not_depend_on_evaluation(vae: Callable[..., Result]) -> None:
+    """beta and lr at a step are the same with evaluations in between, and so is everything else."""
+    args = [*TINY, "--model", "beta-vae", "--runs-dir", "runs", "--steps", 30, "-q", "-S", "train.log_every=1"]
+    moving = ["-S", "model.beta={schedule: cosine, start: 1, end: 9, steps: 30}", "-S", "optim.lr={schedule: decay, start: 1e-2, factor: 0.5, every: 10}"]
+    assert vae("train", *args, *moving, "--name", "often", "-S", "train.eval_every=2").code == 0
+    assert vae("train", *args, *moving, "--name", "never", "-S", "train.eval_every=1000").code == 0
+    often, never = records("runs/often", "train"), records("runs/never", "train")
+    for a, b in zip(often, never, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    beta = schedules.Cosine(schedule="cosine", start=1.0, end=9.0, steps=30)
+    assert [r["hyper"]["beta"] for r in often] == pytest.approx([beta.at(s) for s in range(30)])
+    assert [r["hyper"]["lr"] for r in often] == pytest.approx([1e-2] * 10 + [5e-3] * 10 + [2.5e-3] * 10)
+
+
+def test_resume_refuses_another_configuration(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    for args, says in (
+        (["-S", "model.latent_dim=9"], "model.latent_dim: 3 -> 9"),
+        (["--seed", 5], "seed: 0 -> 5"),
+        (["--steps", 10], "past train.steps"),
+        (["-p", "vae-mnist"], "its own configuration"),
+    ):
+        refused = vae("train", "--resume", tiny_run, *args)
+        assert refused.code == 2 and says in refused.err, refused.err
+    finished = vae("train", "--resume", tiny_run)
+    assert finished.code == 0 and "nothing to do" in finished.err and finished.out.strip() == str(tiny_run)
+    assert vae("train", "--resume", "nowhere").code == 2
+    assert vae("train", "--resume", "auto").code == 2
+    fresh = vae("train", "--resume", "auto", "--name", "a", *TINY, "--steps", 4, "--runs-dir", "runs")
+    assert fresh.code == 0 and "starting afresh" in fresh.err
+    again = vae("train", "--resume", "auto", "--name", "a", "--steps", 6, "--runs-dir", "runs")
+    assert again.code == 0 and "resuming" in again.err, again.err
+
+
+def test_damaged_newest_checkpoint(vae: Callable[..., Result]) -> None:
+    """A run falls back, loudly, to the newest checkpoint that verifies; a step named by hand never does."""
+    args = [*TINY, "--runs-dir", "runs", "--name", "r", "--steps", 30, "-S", "train.save_every=10", "-q"]
+    assert vae("train", *args).code == 0
+    newest = Path("runs/r/checkpoints/step-00000030")
+    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-7])
+    assert vae("train", "--resume", newest, "--steps", 40).code == 3
+    resumed = vae("train", "--resume", "runs/r", "--steps", 40)
+    assert resumed.code == 0 and "damaged" in resumed.err and "resuming runs/r at step 20" in resumed.err, resumed.err
+
+
+def test_init_from(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    same = vae("train", *TINY, "--model", "vae", "--init-from", tiny_run, "--steps", 0, "--runs-dir", "runs", "--name", "i")
+    assert same.code == 0, same.err
+    a, b = (json.loads(vae("analyze", run, "--json").out) for run in (tiny_run, "runs/i"))
+    assert a["latents"] == b["latents"]
+    other = vae("train", *TINY, "--latent-dim", 5, "--init-from", tiny_run, "--runs-dir", "runs")
+    assert other.code == 2 and "do not fit" in other.err
+
+
+def test_dry_run_writes_nothing(vae: Callable[..., Result], tmp_path: Path) -> None:
+    result = vae("train", *TINY, "-n", "--json", "--runs-dir", "runs")
+    assert result.code == 0 and json.loads(result.out)["parameters"] > 1000
+    assert not (tmp_path / "runs").exists()
+
+
+def test_disk_too_small(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("D", (), {"free": 1000})())
+    result = vae("train", *TINY, "--runs-dir", "runs")
+    assert result.code == 5 and "free" in result.err and not Path("runs").exists()
+
+
+def test_out_of_memory_names_the_remedies(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "update", full)
+    result = vae("train", *TINY, "--runs-dir", "runs")
+    assert result.code == 5 and "train.batch_size" in result.err and "32 images" in result.err
+
+
+def test_data_outside_the_range_is_refused(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = data.base.Stream.batch
+
+    def bad(self: data.base.Stream, step: int) -> Batch:
+        batch = original(self, step)
+        x_BCHW = batch.x_BCHW.clone()
+        x_BCHW[3, 0, 0, 0] = 7.0
+        return Batch(x_BCHW, batch.index_B, batch.labels_BK)
+
+    monkeypatch.setattr(data.base.Stream, "batch", bad)
+    result = vae("train", *TINY, "--runs-dir", "runs")
+    assert result.code == 3 and "outside [0, 1]" in result.err
+
+
+# ---- learning
+
+
+def test_a_beta_vae_learns_the_squares(vae: Callable[..., Result]) -> None:
+    """Some seconds are enough for the ELBO to rise by far, and for the KL to fall with beta."""
+    kl = {}
+    for beta in (1, 20):
+        run = f"b{beta}"
+        args = ["-S", "model.net={name: mlp, hidden: [64, 64]}", "--steps", 1500, "--lr", 3e-3, "--runs-dir", "runs", "--name", run]
+        assert vae("train", "--data", "squares", "--model", "beta-vae", "--beta", beta, *args, "-q").code == 0
+        found = json.loads(vae("analyze", f"runs/{run}", "--json", "--split", "train").out)
+        kl[beta] = found["totals"]["kl"]
+        first, last = records(f"runs/{run}", "train")[0], records(f"runs/{run}", "train")[-1]
+        assert last["elbo"] > first["elbo"] + 10
+    assert kl[1] > 1.5 * kl[20] > 0
+    # Eq. 4 is a bound with weight beta on the KL: the weaker the weight, the better the reconstruction.
+    assert records("runs/b1", "train")[-1]["recon"] < records("runs/b20", "train")[-1]["recon"]
+
+
+# ---- the fast path
+
+
+def test_fast_linear_equals_plain() -> None:
+    """Values and gradients within float32 rounding of the plain layer's float64."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 30, bias=False))
+    x = torch.randn(64, 70, requires_grad=True)
+    exact = nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 30, bias=False)).double()
+    exact.load_state_dict(plain.state_dict())
+    names = list(plain.state_dict())
+    if not fast.accelerate(plain):
+        pytest.skip("this build of torch has no oneDNN linear")
+    assert list(plain.state_dict()) == names and type(plain[0]) is fast.FastLinear
+    exact_x = x.detach().double().requires_grad_()
+    plain(x).square().sum().backward()
+    exact(exact_x).square().sum().backward()
+    torch.testing.assert_close(plain(x).double(), exact(exact_x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=1e-4, atol=1e-4)
+    for a, b in zip(plain.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
+    for name, value in (("fast", "true"), ("plain", "false")):
+        args = [*TINY, "--steps", 20, "--runs-dir", "runs", "--name", name, "-S", f"train.fast={value}", "-S", "train.log_every=5"]
+        assert vae("train", *args, "-q").code == 0
+    for a, b in zip(records("runs/fast", "train"), records("runs/plain", "train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_update_minimises_what_it_logs() -> None:
+    """One SGD step by hand in float64 gives the same weights as `update`."""
+    tree = resolve(None, None, {"data.name": ("", "squares"), "model.name": ("", "vae")}, ["model.net={name: mlp, hidden: [4]}", "optim={name: sgd, lr: 0.001}"])
+    config = configs.build(tree)
+    dataset = data.load(config.data)
+    torch.manual_seed(1)
+    model = models.build(config.model, dataset.info)
+    twin = models.build(config.model, dataset.info).double()
+    twin.load_state_dict(model.state_dict())
+    batch = dataset.stream(0, 8).batch(0)
+    state = trainer.TrainState.fresh(model, config)
+    logged = trainer.update(None, model, config, state, batch)  # type: ignore[arg-type]
+    from vaecli import device
+
+    device.seed(0, "step", 0)
+    mean_BD, logvar_BD = twin.encoder(batch.x_BCHW.double()).chunk(2, dim=1)
+    z_BD = mean_BD + torch.randn(mean_BD.shape).double() * (0.5 * logvar_BD).exp()
+    logits = twin.decoder(z_BD)
+    x = batch.x_BCHW.double()
+    recon = (logits.clamp(min=0) - logits * x + (-logits.abs()).exp().log1p()).flatten(1).sum(1).mean()
+    kl = 0.5 * (mean_BD**2 + logvar_BD.exp() - logvar_BD - 1).sum(1).mean()
+    (recon + kl).backward()
+    assert logged["recon"] == pytest.approx(recon.item(), rel=1e-5)
+    assert logged["kl"] == pytest.approx(kl.item(), rel=1e-4)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.double(), b - 0.001 * b.grad, rtol=1e-4, atol=1e-6)
+
+
