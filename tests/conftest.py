@@ -92,6 +92,8 @@ TINY = ("--data", "squares", "-S", "model.net={name: mlp, hidden: [16]}", "--lat
 @pytest.fixture
 def tiny_run(vae: Callable[..., Result], tmp_path: Path) -> Path:
     """A finished run of 30 steps of a tiny beta-VAE."""
-    done = vae("train", "--model", "beta-vae", *TINY, "--steps", 30, "--runs-dir", tmp_path / "runs", "--name", "tiny", "-q")
+    done = vae(
+        "train", "--model", "beta-vae", *TINY, "--steps", 30, "--runs-dir", tmp_path / "runs", "--name", "tiny", "-q"
+    )
     assert done.code == 0, done.err
     return Path(done.out.strip())

@@ -52,7 +52,11 @@ def test_layout_and_modes(tiny_run: Path) -> None:
     step = tiny_run / "checkpoints" / "step-00000030"
     assert os.readlink(tiny_run / "checkpoints" / "latest") == step.name
     assert {p.relative_to(step).as_posix() for p in step.rglob("*") if p.is_file()} == {
-        "model.safetensors", "config.json", "manifest.json", "trainer/optimizer.safetensors", "trainer/state.json",
+        "model.safetensors",
+        "config.json",
+        "manifest.json",
+        "trainer/optimizer.safetensors",
+        "trainer/state.json",
     }
     umask = os.umask(0)
     os.umask(umask)
@@ -95,7 +99,9 @@ class Recorder(Files):
 
 
 def commit(loaded: checkpoint.Loaded, folder: Path, step: int, keep: int = 5) -> Path:
-    return checkpoint.commit(folder, loaded.model, loaded.config, step, keep, {"main/0/x": torch.ones(3)}, {"seconds": 1.0})
+    return checkpoint.commit(
+        folder, loaded.model, loaded.config, step, keep, {"main/0/x": torch.ones(3)}, {"seconds": 1.0}
+    )
 
 
 def test_order_of_durability(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +183,11 @@ def test_what_is_no_checkpoint(content: bytes, says: str, vae: Callable[..., Res
 def test_odd_paths(vae: Callable[..., Result], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dir").mkdir()
-    for path, says in (("pipe", "not a regular file"), ("dir", "holds no checkpoint"), ("nothing", "no such checkpoint")):
+    for path, says in (
+        ("pipe", "not a regular file"),
+        ("dir", "holds no checkpoint"),
+        ("nothing", "no such checkpoint"),
+    ):
         result = vae("sample", tmp_path / path)
         assert result.code == 3 and says in result.err, result.err
 

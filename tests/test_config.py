@@ -40,7 +40,10 @@ def test_numbers_are_what_a_reader_expects() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("model: {name: vae, latent_dmi: 3}\ndata: squares", "c.yaml:1: model.latent_dmi: no such option; did you mean 'latent_dim'?"),
+        (
+            "model: {name: vae, latent_dmi: 3}\ndata: squares",
+            "c.yaml:1: model.latent_dmi: no such option; did you mean 'latent_dim'?",
+        ),
         ("model: {name: vae}\ndata: {name: squares}\ntrain:\n  steps: many", "c.yaml:4: train.steps:"),
         ("model: {name: vae, latent_dim: -3}\ndata: squares", "model.latent_dim: input should be greater than 0"),
         ("model: {name: vae}\nmodel: {name: vae}", "c.yaml:2: model is given twice"),
@@ -99,7 +102,8 @@ def test_overrides() -> None:
 
 
 def test_a_section_of_another_name_starts_afresh_but_a_model_keeps_what_it_shares() -> None:
-    base = "model: {name: beta-vae, latent_dim: 4, net: {name: mlp, hidden: [9]}, beta: 2}\ndata: squares\noptim: {name: adagrad, lr: 0.5}"
+    base = "model: {name: beta-vae, latent_dim: 4, net: {name: mlp, hidden: [9]}, beta: 2}\ndata: squares\n"
+    base += "optim: {name: adagrad, lr: 0.5}"
     other = built(base, "optim.name=adam", "model.net=burgess")
     assert other.optim.lr == 1e-3 and other.model.net.name == "burgess"
     assert "model.beta: no such option" in refused(base, "model.name=vae")

@@ -62,12 +62,24 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
         assert vae("info", path, "--json").code == 0
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if registry.names("model").count(n) or n in ("two-player", "hierarchy")])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if registry.names("model").count(n) or n in ("two-player", "hierarchy")]
+)
 def test_resume_is_bit_exact(name: str, toy_models: list[str], vae: Callable[..., Result]) -> None:
     """40 steps straight equal 17 and then the rest: weights, optimizers and records."""
     if not registry.load("model", name).Model.phases:
         pytest.skip("takes no steps")
-    common = ["train", *options(name), "--runs-dir", "runs", "-q", "-S", "train.log_every=7", "-S", "train.eval_every=10"]
+    common = [
+        "train",
+        *options(name),
+        "--runs-dir",
+        "runs",
+        "-q",
+        "-S",
+        "train.log_every=7",
+        "-S",
+        "train.eval_every=10",
+    ]
     assert vae(*common, "--steps", 40, "--name", "straight").code == 0
     assert vae(*common, "--steps", 17, "--name", "broken").code == 0
     resumed = vae("train", "--resume", "runs/broken", "--steps", 40, "-q")
@@ -117,7 +129,10 @@ def test_killed_in_the_middle_and_resumed(vae: Callable[..., Result]) -> None:
 
 def test_closed_form_is_fitted_not_trained(toy_models: list[str], vae: Callable[..., Result]) -> None:
     """Probabilistic PCA through the same commands: the variance law holds exactly, and no step is taken."""
-    assert vae("train", "--data", "squares", "--model", "closed-form", "--runs-dir", "runs", "--name", "pca", "-q").code == 0
+    assert (
+        vae("train", "--data", "squares", "--model", "closed-form", "--runs-dir", "runs", "--name", "pca", "-q").code
+        == 0
+    )
     result = json.loads(vae("analyze", "runs/pca", "--split", "train", "--json").out)
     for latent in result["latents"]:
         assert latent["var_mu"] + latent["mean_sigma2"] == pytest.approx(1.0, abs=1e-4)

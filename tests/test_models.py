@@ -230,7 +230,7 @@ def test_training_reduces_the_loss_and_no_parameter_is_idle(module: ModuleType) 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("net", ["mlp", "resnet"])
 def test_an_untrained_decoder_starts_at_the_mean_image(likelihood: str, net: str) -> None:
-    """With a linear path from the last bias, zeroing the last weights leaves the mean image (per channel for a conv)."""
+    """With a linear path from the last bias, zeroing the last weights leaves the mean image (a conv: per channel)."""
     dataset = data.load(Squares(name="squares"))
     config = beta_vae.Config.model_validate({"latent_dim": 3, "likelihood": likelihood, "net": net})
     model = beta_vae.Model(config, dataset.info)
@@ -242,6 +242,8 @@ def test_an_untrained_decoder_starts_at_the_mean_image(likelihood: str, net: str
     mean_CHW = torch.cat([b.x_BCHW for b in dataset.split("train").batches(64)]).mean(dim=0)
     wanted = mean_CHW.clamp(0.001, 0.999) if likelihood == "bernoulli" else mean_CHW
     if net == "resnet":
-        wanted = (wanted.logit() if likelihood == "bernoulli" else wanted).mean(dim=(1, 2), keepdim=True).expand_as(wanted)
+        wanted = (
+            (wanted.logit() if likelihood == "bernoulli" else wanted).mean(dim=(1, 2), keepdim=True).expand_as(wanted)
+        )
         wanted = wanted.sigmoid() if likelihood == "bernoulli" else wanted
     torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-5)

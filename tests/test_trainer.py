@@ -32,7 +32,19 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     children: list[subprocess.Popen[bytes]] = []
 
     def start(name: str, *extra: object) -> subprocess.Popen[bytes]:
-        args = ["train", *TINY, "--runs-dir", "runs", "--steps", 10**7, "-S", "train.save_every=100", "--name", name, *extra]
+        args = [
+            "train",
+            *TINY,
+            "--runs-dir",
+            "runs",
+            "--steps",
+            10**7,
+            "-S",
+            "train.save_every=100",
+            "--name",
+            name,
+            *extra,
+        ]
         child = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         children.append(child)
         deadline = time.monotonic() + 60
@@ -122,7 +134,21 @@ def test_divergence_is_reported_and_the_weights_stay_finite(
 
     monkeypatch.setattr(BetaVAE, "loss", poisoned)
     beta = "model.beta={schedule: linear, start: 0, end: 100, steps: 100}"
-    args = [*TINY, "--model", "beta-vae", "-S", beta, "--steps", 50, "--runs-dir", "runs", "--name", "d", "-S", "train.save_every=10"]
+    args = [
+        *TINY,
+        "--model",
+        "beta-vae",
+        "-S",
+        beta,
+        "--steps",
+        50,
+        "--runs-dir",
+        "runs",
+        "--name",
+        "d",
+        "-S",
+        "train.save_every=10",
+    ]
     result = vae("train", *args)
     assert result.code == 4 and "step 25" in result.err and result.out == "", result.err
     facts = json.loads(Path("runs/d/diverged.json").read_text())
@@ -135,7 +161,12 @@ def test_divergence_is_reported_and_the_weights_stay_finite(
 def test_schedules_do_not_depend_on_evaluation(vae: Callable[..., Result]) -> None:
     """beta and lr at a step are the same with evaluations in between, and so is everything else."""
     args = [*TINY, "--model", "beta-vae", "--runs-dir", "runs", "--steps", 30, "-q", "-S", "train.log_every=1"]
-    moving = ["-S", "model.beta={schedule: cosine, start: 1, end: 9, steps: 30}", "-S", "optim.lr={schedule: decay, start: 1e-2, factor: 0.5, every: 10}"]
+    moving = [
+        "-S",
+        "model.beta={schedule: cosine, start: 1, end: 9, steps: 30}",
+        "-S",
+        "optim.lr={schedule: decay, start: 1e-2, factor: 0.5, every: 10}",
+    ]
     assert vae("train", *args, *moving, "--name", "often", "-S", "train.eval_every=2").code == 0
     assert vae("train", *args, *moving, "--name", "never", "-S", "train.eval_every=1000").code == 0
     often, never = records("runs/often", "train"), records("runs/never", "train")
@@ -177,7 +208,9 @@ def test_damaged_newest_checkpoint(vae: Callable[..., Result]) -> None:
 
 
 def test_init_from(tiny_run: Path, vae: Callable[..., Result]) -> None:
-    same = vae("train", *TINY, "--model", "vae", "--init-from", tiny_run, "--steps", 0, "--runs-dir", "runs", "--name", "i")
+    same = vae(
+        "train", *TINY, "--model", "vae", "--init-from", tiny_run, "--steps", 0, "--runs-dir", "runs", "--name", "i"
+    )
     assert same.code == 0, same.err
     a, b = (json.loads(vae("analyze", run, "--json").out) for run in (tiny_run, "runs/i"))
     assert a["latents"] == b["latents"]
@@ -228,7 +261,18 @@ def test_a_beta_vae_learns_the_squares(vae: Callable[..., Result]) -> None:
     kl = {}
     for beta in (1, 20):
         run = f"b{beta}"
-        args = ["-S", "model.net={name: mlp, hidden: [64, 64]}", "--steps", 1500, "--lr", 3e-3, "--runs-dir", "runs", "--name", run]
+        args = [
+            "-S",
+            "model.net={name: mlp, hidden: [64, 64]}",
+            "--steps",
+            1500,
+            "--lr",
+            3e-3,
+            "--runs-dir",
+            "runs",
+            "--name",
+            run,
+        ]
         assert vae("train", "--data", "squares", "--model", "beta-vae", "--beta", beta, *args, "-q").code == 0
         found = json.loads(vae("analyze", f"runs/{run}", "--json", "--split", "train").out)
         kl[beta] = found["totals"]["kl"]
@@ -264,7 +308,19 @@ def test_fast_linear_equals_plain() -> None:
 
 def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
     for name, value in (("fast", "true"), ("plain", "false")):
-        args = [*TINY, "--steps", 20, "--runs-dir", "runs", "--name", name, "-S", f"train.fast={value}", "-S", "train.log_every=5"]
+        args = [
+            *TINY,
+            "--steps",
+            20,
+            "--runs-dir",
+            "runs",
+            "--name",
+            name,
+            "-S",
+            f"train.fast={value}",
+            "-S",
+            "train.log_every=5",
+        ]
         assert vae("train", *args, "-q").code == 0
     for a, b in zip(records("runs/fast", "train"), records("runs/plain", "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
@@ -272,7 +328,12 @@ def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
 
 def test_update_minimises_what_it_logs() -> None:
     """One SGD step by hand in float64 gives the same weights as `update`."""
-    tree = resolve(None, None, {"data.name": ("", "squares"), "model.name": ("", "vae")}, ["model.net={name: mlp, hidden: [4]}", "optim={name: sgd, lr: 0.001}"])
+    tree = resolve(
+        None,
+        None,
+        {"data.name": ("", "squares"), "model.name": ("", "vae")},
+        ["model.net={name: mlp, hidden: [4]}", "optim={name: sgd, lr: 0.001}"],
+    )
     config = configs.build(tree)
     dataset = data.load(config.data)
     torch.manual_seed(1)
@@ -296,5 +357,3 @@ def test_update_minimises_what_it_logs() -> None:
     assert logged["kl"] == pytest.approx(kl.item(), rel=1e-4)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.double(), b - 0.001 * b.grad, rtol=1e-4, atol=1e-6)
-
-

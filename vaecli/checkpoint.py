@@ -86,7 +86,13 @@ FILES = Files()
 
 
 def commit(
-    folder: Path, model: Model, config: RunConfig, step: int, keep: int, optimizers: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    model: Model,
+    config: RunConfig,
+    step: int,
+    keep: int,
+    optimizers: Mapping[str, Tensor],
+    state: Mapping[str, Any],
 ) -> Path:
     """Write `folder/step-N`, then point `folder/latest` at it and drop all but the newest `keep` steps.
 
@@ -181,7 +187,7 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def resolve(path: str | Path) -> Path:
-    """The `.safetensors` file that a run directory, a step directory or a file stands for; CheckpointError otherwise."""
+    """The `.safetensors` file that a run, a step directory or a file stands for; CheckpointError otherwise."""
     path = Path(path)
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
@@ -194,9 +200,13 @@ def resolve(path: str | Path) -> Path:
         if complete:
             output.warning(f"{folder / 'latest'} does not lead to a checkpoint; using {complete[0].name}")
             return complete[0] / MODEL_FILE
-        raise CheckpointError(f"{path}: holds no checkpoint", "give a run directory, a step directory or a .safetensors file")
+        raise CheckpointError(
+            f"{path}: holds no checkpoint", "give a run directory, a step directory or a .safetensors file"
+        )
     if not os.path.lexists(path):
-        raise CheckpointError(f"{path}: no such checkpoint", "give a run directory, a step directory or a .safetensors file")
+        raise CheckpointError(
+            f"{path}: no such checkpoint", "give a run directory, a step directory or a .safetensors file"
+        )
     return path
 
 
@@ -217,7 +227,9 @@ def verify(folder: Path) -> None:
             continue  # a checkpoint handed on without the state that only resuming needs
         try:
             if path.stat().st_size != size:
-                raise CheckpointError(f"{path}: damaged: {path.stat().st_size:,} bytes where the manifest says {size:,}")
+                raise CheckpointError(
+                    f"{path}: damaged: {path.stat().st_size:,} bytes where the manifest says {size:,}"
+                )
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise CheckpointError(f"{path}: damaged: its sha256 is not the one in manifest.json")
@@ -276,7 +288,9 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
     """The configuration, data facts and step stored in a checkpoint's metadata; every value checked and bounded."""
     text = metadata.get("vaecli.config")
     if text is None:
-        raise CheckpointError(f"{path}: a safetensors file, but not one made by vae", "checkpoints come from `vae train`")
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not one made by vae", "checkpoints come from `vae train`"
+        )
     if (path.parent / "config.json").is_file() and (path.parent / "config.json").read_bytes() != text.encode():
         raise CheckpointError(f"{path}: its metadata and {path.parent / 'config.json'} do not agree")
     try:
@@ -313,7 +327,9 @@ def load_model(path: Path, device: torch.device) -> Loaded:
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:
-        raise CheckpointError(f"{path}: the stored model cannot be built: {str(error).partition(chr(10))[0][:200]}") from None
+        raise CheckpointError(
+            f"{path}: the stored model cannot be built: {str(error).partition(chr(10))[0][:200]}"
+        ) from None
     wanted = {n: (t.dtype, tuple(t.shape)) for n, t in model.state_dict().items()}
     _agree(path, wanted, stored)
     if sum(t.numel() * t.element_size() for t in model.state_dict().values()) > data_bytes:
@@ -340,13 +356,17 @@ def _agree(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, tuple[str
         for n in sorted(wanted.keys() & stored.keys())
         if stored[n][1] != wanted[n][1] or _DTYPES.get(stored[n][0]) != wanted[n][0]
     ]
-    parts = [f"{what}: {some(n)}" for what, n in (("missing", missing), ("unexpected", unexpected), ("differing", differing)) if n]
+    parts = [
+        f"{what}: {some(n)}"
+        for what, n in (("missing", missing), ("unexpected", unexpected), ("differing", differing))
+        if n
+    ]
     if parts:
         raise CheckpointError(f"{path}: weights and configuration disagree; " + "; ".join(parts))
 
 
 def load(path: str | Path, device: torch.device) -> Loaded:
-    """The model behind a run directory, a step directory or a `.safetensors` file, verified where there is a manifest."""
+    """The model behind a run, a step directory or a `.safetensors` file, verified where there is a manifest."""
     file = resolve(path)
     if (file.parent / "manifest.json").is_file():
         verify(file.parent)
@@ -366,7 +386,9 @@ def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(state, dict):
             raise ValueError
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: missing; this checkpoint can be used but not resumed", "try --init-from") from None
+        raise CheckpointError(
+            f"{error.filename}: missing; this checkpoint can be used but not resumed", "try --init-from"
+        ) from None
     except (OSError, ValueError, SafetensorError, RecursionError):
         raise CheckpointError(f"{folder / 'trainer'}: the trainer's state is damaged") from None
     return tensors, state

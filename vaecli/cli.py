@@ -61,9 +61,13 @@ def _devices(incomplete: str) -> list[str]:
 Checkpoint = Annotated[
     str, typer.Argument(help="A run directory, a step directory or a .safetensors file.", autocompletion=_runs)
 ]
-Preset = Annotated[str | None, typer.Option("--preset", "-p", help="A named setting (`vae presets`).", autocompletion=_presets)]
+Preset = Annotated[
+    str | None, typer.Option("--preset", "-p", help="A named setting (`vae presets`).", autocompletion=_presets)
+]
 ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="A YAML file of settings.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Set one value, e.g. model.beta=8.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Set one value, e.g. model.beta=8.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", autocompletion=_devices)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices, no progress.")]
@@ -80,7 +84,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -90,9 +96,12 @@ def train(
     preset: Preset = None,
     config: ConfigFile = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets)
+        str | None,
+        typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)
+    ] = None,
     sets: Sets = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -104,8 +113,13 @@ def train(
     max_time: Annotated[str | None, typer.Option(help="Stop and save after this long: 90s, 2m, 1h30m.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory; otherwise one is made up.")] = None,
     runs_dir: Annotated[str | None, typer.Option(help="Where runs are kept ($VAE_RUNS_DIR, else ./runs).")] = None,
-    resume: Annotated[str | None, typer.Option(help="Continue this run in place; `auto`: the run of --name, if any.", autocompletion=_runs)] = None,
-    init_from: Annotated[str | None, typer.Option(help="Start a new run from a checkpoint's weights.", autocompletion=_runs)] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Continue this run in place; `auto`: the run of --name, if any.", autocompletion=_runs),
+    ] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="Start a new run from a checkpoint's weights.", autocompletion=_runs)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done; write nothing.")] = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -156,10 +170,14 @@ def sample(
 @app.command()
 def traverse(
     checkpoint: Checkpoint,
-    dim: Annotated[list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")
+    ] = None,
     value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
-    center: Annotated[str, typer.Option(help="Where the others stay: prior, an image file, or an index into the data.")] = "prior",
+    center: Annotated[
+        str, typer.Option(help="Where the others stay: prior, an image file, or an index into the data.")
+    ] = "prior",
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -278,6 +296,7 @@ def config_validate(files: Annotated[list[str], typer.Argument(help="YAML files.
 
 def main() -> None:
     """Run the command; the only place where errors become messages and exit codes."""
+    output.ensure_streams()
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

@@ -5,10 +5,11 @@ it came from, so that every mistake is reported at once, with file and line, and
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -69,6 +70,7 @@ class SGD(_Optim):
     nesterov: bool = False
 
 
+OPTIMS: tuple[type[_Optim], ...] = (Adam, AdamW, Adagrad, RMSprop, SGD)
 OptimConfig = Annotated[Adam | AdamW | Adagrad | RMSprop | SGD, Field(discriminator="name")]
 
 
@@ -178,15 +180,15 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", yaml.resolver.re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", yaml.resolver.re.compile(r"^(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", yaml.resolver.re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$"), ["~", "n", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    yaml.resolver.re.compile(r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+|\.inf|\.nan)$"),
+    re.compile(r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+|\.inf|\.nan)$"),
     list("-+.0123456789"),
 )
-_LEADING_ZERO = yaml.resolver.re.compile(r"^[-+]?0[0-9]+$")
+_LEADING_ZERO = re.compile(r"^[-+]?0[0-9]+$")
 
 
 def parse_yaml(text: str, where: str) -> Tree:
@@ -218,11 +220,12 @@ def _check_events(text: str, where: str) -> bool:
     """Refuse aliases, tags and deep nesting from the event stream, before anything is composed."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{where}:{line}: anchors and aliases are not allowed")
-        if getattr(event, "tag", None) not in (None, "!"):
-            raise ConfigError(f"{where}:{line}: tags such as {event.tag[:60]!r} are not allowed")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            raise ConfigError(f"{where}:{line}: tags such as {str(tag)[:60]!r} are not allowed")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_YAML_DEPTH:
@@ -248,6 +251,7 @@ def _construct(node: yaml.Node, path: Key, origins: dict[Key, str], where: str) 
         return values
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, (*path, str(i)), origins, where) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     return _scalar(node, f"{where}:{line}: {'.'.join(path)}")
 
 
@@ -303,7 +307,7 @@ def build(tree: Tree) -> RunConfig:
     for key in values:
         if key not in ("model", "data", "optim", "train", "seed"):
             near = registry.nearest(key, ("model", "data", "optim", "train", "seed"))
-            problems.append(_at(tree, (key,)) + f"{key}: no such section{near}")
+            problems.append(_place(tree, (key,)) + f"{key}: no such section{near}")
     for name in ("model", "data", "optim", "train", "seed"):
         try:
             sections[name] = _section(name, values, tree)
@@ -312,7 +316,9 @@ def build(tree: Tree) -> RunConfig:
         except ValidationError as error:
             problems.extend(_explain(error, name, tree, sections.get(name)))
     if problems:
-        raise ConfigError("\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems))
+        raise ConfigError(
+            "\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems)
+        )
     return RunConfig(**sections)
 
 
@@ -323,7 +329,7 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
-        raise ConfigError(_at(tree, (name,)) + f"{name}: a section is expected, not {value!r}")
+        raise ConfigError(_place(tree, (name,)) + f"{name}: a section is expected, not {value!r}")
     if name == "train":
         return TrainConfig.model_validate(value)
     if name == "optim":
@@ -337,22 +343,22 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
         value = {**value, **data.parse(value["name"])}
     if not isinstance(value.get("name"), str):
         raise ConfigError(
-            _at(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
+            _place(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
         )
     try:
         module = registry.load(kind, value["name"])
     except ConfigError as error:
-        raise ConfigError(_at(tree, (name, "name")) + f"{name}.name: {error}") from None
+        raise ConfigError(_place(tree, (name, "name")) + f"{name}.name: {error}") from None
     return module.Config.model_validate(value)
 
 
-def _at(tree: Tree, path: Key) -> str:
+def _place(tree: Tree, path: Key) -> str:
     origin = tree.origin(path)
     return f"{origin}: " if origin else ""
 
 
 def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for item in error.errors(include_url=False):
         path = _tree_path((section, *(str(part) for part in item["loc"])), tree.values)
         message = str(item["msg"]).removeprefix("Value error, ")
@@ -362,8 +368,8 @@ def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[s
             message = "is required"
         elif "input" in item and not isinstance(item["input"], dict):
             message = f"{message[:1].lower()}{message[1:]} (got {str(item['input'])[:60]!r})"
-        line = _at(tree, path) + f"{'.'.join(path)}: {message}"
-        if line not in lines and not any(line.startswith(_at(tree, path) + ".".join(path)) for line in lines):
+        line = _place(tree, path) + f"{'.'.join(path)}: {message}"
+        if line not in lines and not any(line.startswith(_place(tree, path) + ".".join(path)) for line in lines):
             lines.append(line)
     return lines
 
@@ -395,9 +401,9 @@ def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
         fields = TrainConfig.model_fields
     elif section == "optim":
         chosen = value.get("name", "adam") if isinstance(value, dict) else "adam"
-        fields = next(c for c in (Adam, AdamW, Adagrad, RMSprop, SGD) if c.model_fields["name"].annotation == Literal[chosen]).model_fields
+        fields = next(c for c in OPTIMS if chosen in get_args(c.model_fields["name"].annotation)).model_fields
     else:
-        name = value.get("name", "") if isinstance(value, dict) else str(value)
+        name = value.get("name", "vae") if isinstance(value, dict) else str(value)
         kind = "model" if section == "model" else "dataset"
         fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
     for part in path[1:-1]:

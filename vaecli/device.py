@@ -12,7 +12,9 @@ NAMES = ("auto", "cuda", "mps", "cpu")
 
 def available() -> list[str]:
     """Names of the devices that work here, best first."""
-    found = [f"cuda:{i}" if i else "cuda" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    found = (
+        [f"cuda:{i}" if i else "cuda" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 

@@ -43,7 +43,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, op: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.op, ctx.has_bias = op, bias is not None
-        return op(x, weight, bias, "none", [], "")
+        out: Tensor = op(x, weight, bias, "none", [], "")
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

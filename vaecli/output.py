@@ -18,6 +18,16 @@ _log = logging.getLogger("vaecli")  # a run directory attaches its train.log her
 _log.addHandler(logging.NullHandler())
 
 
+def ensure_streams() -> None:
+    """Put /dev/null where a standard stream is closed, so that no file opened later takes its number."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+
+
 def configure(quiet: bool) -> None:
     """Set once per command: with `quiet`, no notices and no progress; warnings and errors stay."""
     global _quiet
@@ -33,7 +43,9 @@ def configure(quiet: bool) -> None:
 def safe(text: object) -> str:
     """Text with control and bidirectional characters escaped, so that a file's content cannot drive the terminal."""
     return "".join(
-        c if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068") else ascii(c)[1:-1]
+        c
+        if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068")
+        else ascii(c)[1:-1]
         for c in str(text)
     )
 
@@ -87,7 +99,12 @@ def progress(description: str, total: float | None) -> Iterator[Callable[[float]
     if interactive():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=stderr_console(), transient=True) as bars:
             task = bars.add_task(description, total=total)
             yield lambda amount: bars.advance(task, amount)

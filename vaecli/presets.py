@@ -6,9 +6,13 @@ A preset may name another one in `extends`; what it says itself wins.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vaecli import registry
 from vaecli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vaecli.config import Tree
 
 
 def folders() -> list[Path]:
@@ -42,12 +46,12 @@ def find(name: str) -> Path:
     return known[name]
 
 
-def load(name: str):  # type: ignore[no-untyped-def]  # -> config.Tree; yaml is imported only when a preset is read
+def load(name: str) -> "Tree":
     """The merged tree of a preset and what it extends."""
-    from vaecli import config
+    from vaecli import config  # here, so that listing presets needs no YAML
 
     chain: list[str] = []
-    trees = []
+    trees: list[tuple[Path, Any]] = []
     next_name: str | None = name
     while next_name is not None:
         if next_name in chain:

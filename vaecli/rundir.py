@@ -1,11 +1,11 @@
 """A run directory: made exclusively, locked by one process, and telling what happened in it.
 
-    runs/beta-vae-dsprites-s0-20261120T231500Z-3fa9/
-      config.yaml    resolved and complete; `vae train --config` on it repeats the run
-      run.json       what ran, where, with which versions, and how it ended
-      metrics.jsonl  one JSON object per record, appended
-      train.log      what went to stderr, without progress
-      checkpoints/   see vaecli.checkpoint
+runs/beta-vae-dsprites-s0-20261120T231500Z-3fa9/
+  config.yaml    resolved and complete; `vae train --config` on it repeats the run
+  run.json       what ran, where, with which versions, and how it ended
+  metrics.jsonl  one JSON object per record, appended
+  train.log      what went to stderr, without progress
+  checkpoints/   see vaecli.checkpoint
 """
 
 import fcntl
@@ -137,7 +137,9 @@ def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> 
             "continue it with --resume, choose another --name, or replace it with --force",
         ) from None
     except OSError as error:
-        raise MachineError(f"{parent}: a run directory cannot be made here: {error.strerror}", "choose another --runs-dir") from None
+        raise MachineError(
+            f"{parent}: a run directory cannot be made here: {error.strerror}", "choose another --runs-dir"
+        ) from None
     return RunDir(path)
 
 

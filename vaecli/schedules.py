@@ -6,6 +6,7 @@ and however often the run was stopped and resumed.
 """
 
 import math
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -76,14 +77,14 @@ class Piecewise(Section):
     @model_validator(mode="after")
     def _rising(self) -> "Piecewise":
         steps = [step for step, _ in self.points]
-        if any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(steps)):
             raise ValueError("the steps of `points` must rise")
         return self
 
     def at(self, step: int) -> float:
         if step <= self.points[0][0]:
             return self.points[0][1]
-        for (s0, v0), (s1, v1) in zip(self.points, self.points[1:], strict=False):
+        for (s0, v0), (s1, v1) in pairwise(self.points):
             if step <= s1:
                 return v0 + (v1 - v0) * (step - s0) / (s1 - s0)
         return self.points[-1][1]

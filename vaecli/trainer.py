@@ -1,7 +1,7 @@
 """The training loop. It knows the `Model` contract and no model by name.
 
 Everything that depends on time is a pure function of (seed, step): the batch, the noise, every schedule. So the state
-to save is the weights, the optimizers and the step, and a resumed run repeats what an uninterrupted one would have done.
+to save is the weights, the optimizers and the step, and a resumed run repeats what an uninterrupted one would do.
 """
 
 import math
@@ -78,7 +78,7 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
     """The torch optimizer of a settings section, its scheduled numbers at step 0."""
     settings = config.model_dump(exclude={"name", "grad_clip", "lr", "weight_decay"})
     common = {"lr": schedules.at(config.lr, 0), "weight_decay": schedules.at(config.weight_decay, 0)}
-    kinds = {
+    kinds: dict[str, Any] = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "adagrad": torch.optim.Adagrad,
@@ -88,7 +88,10 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
     # One pass over the memory instead of five; the arithmetic is the same.
     fusable = {"cpu": ("adam", "adamw", "adagrad", "sgd"), "cuda": ("adam", "adamw", "sgd")}
     fused = config.name in fusable.get(parameters[0].device.type, ()) and all(p.is_floating_point() for p in parameters)
-    return kinds[config.name](parameters, **common, **settings, **({"fused": True} if fused else {}))
+    optimizer: torch.optim.Optimizer = kinds[config.name](
+        parameters, **common, **settings, **({"fused": True} if fused else {})
+    )
+    return optimizer
 
 
 @dataclass
@@ -190,13 +193,17 @@ def fit(
                 evaluation = record
                 run.record("val", state.step, record)
                 evaluated = state.step
-        if saved != state.step and (ending or stop.save_now or (state.step and state.step % config.train.save_every == 0)):
+        if saved != state.step and (
+            ending or stop.save_now or (state.step and state.step % config.train.save_every == 0)
+        ):
             save()
         if finished:
             return Outcome("finished", evaluation)
         if stop.signal is not None:
             name = signal.Signals(stop.signal).name
-            raise Interrupted(f"stopped by {name} at step {state.step:,}; saved", stop.signal, f"vae train --resume {run.path}")
+            raise Interrupted(
+                f"stopped by {name} at step {state.step:,}; saved", stop.signal, f"vae train --resume {run.path}"
+            )
         if stop.reason is not None:
             return Outcome(stop.reason, evaluation)
 
@@ -216,7 +223,9 @@ def fit(
             means = {name: total / state.window_steps for name, total in state.window.items()}
             state.window, state.window_steps = {}, 0
             seconds = round(state.seconds + time.monotonic() - clock, 3)
-            run.record("train", state.step, {**means, "hyper": scheduled(model, config, state.step - 1), "seconds": seconds})
+            run.record(
+                "train", state.step, {**means, "hyper": scheduled(model, config, state.step - 1), "seconds": seconds}
+            )
             report(state, means)
         else:
             report(state, {})
@@ -235,7 +244,7 @@ def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batc
             group["weight_decay"] = schedules.at(optim.weight_decay, state.step)
         model.zero_grad(set_to_none=True)  # of all parameters: a phase may reach through another phase's network
         terms = model.loss(batch, hyper, phase)
-        terms["loss"].backward()
+        torch.autograd.backward(terms["loss"])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values = {name: float(value.detach()) for name, value in {**terms, "grad_norm": norm}.items()}
@@ -305,7 +314,9 @@ def check_first_batch(batch: Batch) -> None:
         )
 
 
-def diverged(run: RunDir, model: Model, state: TrainState, batch: Batch, phase: str, values: Mapping[str, float]) -> None:
+def diverged(
+    run: RunDir, model: Model, state: TrainState, batch: Batch, phase: str, values: Mapping[str, float]
+) -> None:
     """Write diverged.json and raise. The optimizer has not moved, so the weights are those of the last finite step."""
     import json
 

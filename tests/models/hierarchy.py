@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vaecli import objective
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Model as Base, ModelConfig, Posterior
+from vaecli.models.base import Hyper, ModelConfig, Posterior
+from vaecli.models.base import Model as Base
 
 
 class Config(ModelConfig):
@@ -47,9 +48,18 @@ class Model(Base):
         kl = q.kl_BD.sum(1).mean()
         known_B = batch.labels_BK[:, 0] >= 0
         logits = self.classifier(q.mean_BD[:, :2])
-        label = F.cross_entropy(logits, batch.labels_BK[:, 0], ignore_index=-1, reduction="sum") / known_B.sum().clamp(min=1)
+        label = F.cross_entropy(logits, batch.labels_BK[:, 0], ignore_index=-1, reduction="sum") / known_B.sum().clamp(
+            min=1
+        )
         seen = known_B.double().mean()
-        return {"loss": recon + kl + label, "recon": recon, "kl": kl, "elbo": -(recon + kl), "label": label, "seen": seen}
+        return {
+            "loss": recon + kl + label,
+            "recon": recon,
+            "kl": kl,
+            "elbo": -(recon + kl),
+            "label": label,
+            "seen": seen,
+        }
 
     def objective_text(self, hyper: Hyper) -> str:
         return "minimise recon + KL + cross-entropy of the known labels"

@@ -1,1 +1,4 @@
-"""The verbs, one module each: `run(...)` does the work of one command. `vaecli.cli` imports a module when it is called."""
+"""The verbs, one module each: `run(...)` does the work of one command.
+
+`vaecli.cli` imports a module when its command is called.
+"""

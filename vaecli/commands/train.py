@@ -20,7 +20,14 @@ from vaecli.models.base import Model
 
 DEFAULT_PRESET = "beta-vae-dsprites"
 # What may differ when a run is continued in place; anything else would make it another run.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_images", "train.save_every", "train.keep")
+MAY_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_images",
+    "train.save_every",
+    "train.keep",
+)
 
 
 def resolve(
@@ -185,7 +192,9 @@ def _changed(old: RunConfig, tree: configs.Tree) -> RunConfig:
 def _take_weights(model: Model, path: str) -> None:
     loaded = checkpoint.load(path, torch.device("cpu"))
     own, given = model.state_dict(), loaded.model.state_dict()
-    differing = sorted(k for k in own.keys() | given.keys() if k not in own or k not in given or own[k].shape != given[k].shape)
+    differing = sorted(
+        k for k in own.keys() | given.keys() if k not in own or k not in given or own[k].shape != given[k].shape
+    )
     if differing:
         raise ConfigError(
             f"--init-from {path}: its weights do not fit this model: {', '.join(differing[:5])}"
@@ -215,7 +224,7 @@ def _check_disk(parent: Path, model: Model, config: RunConfig) -> None:
 
 
 def _checkpoint_bytes(model: Model) -> int:
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    weights: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     return 3 * weights + 100_000  # the weights and, with Adam, two tensors a weight
 
 
@@ -228,16 +237,17 @@ def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -
     _check_disk(target.parent, model, config)
     parameters = sum(p.numel() for p in model.parameters())
     _banner(model, config, dataset, where)
+    size = _checkpoint_bytes(model)
     facts = {
         "schema": 1,
         "run": str(target),
         "parameters": parameters,
         "steps": config.train.steps if model.phases else 0,
-        "checkpoint_bytes": _checkpoint_bytes(model),
+        "checkpoint_bytes": size,
         "device": str(where),
         "config": config.to_tree(),
     }
-    output.notice(f"dry run: nothing written; a checkpoint would take about {facts['checkpoint_bytes'] / 1e6:.1f} MB")
+    output.notice(f"dry run: nothing written; a checkpoint would take about {size / 1e6:.1f} MB")
     if json:
         output.result_json(facts)
     else:
@@ -251,21 +261,29 @@ def _banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devi
     held = f"{len(held_out):,} held out" if held_out.name == "val" else "none held out"
     net = getattr(getattr(config.model, "net", None), "name", None)
     optim = config.optim
-    output.notice(f"model      {config.model.name}: {' + '.join(f'{n} latents' for n in model.groups.values())}, "
-                  f"{parameters:,} parameters" + (f", net {net}" if net else ""))
+    output.notice(
+        f"model      {config.model.name}: {' + '.join(f'{n} latents' for n in model.groups.values())}, "
+        f"{parameters:,} parameters" + (f", net {net}" if net else "")
+    )
     output.notice(f"objective  {model.objective_text(model.hyper(0))}")
-    for key, value in configs.flat({"model": config.model.model_dump(), "optim": config.optim.model_dump()}):
+    for key, _ in configs.flat({"model": config.model.model_dump(), "optim": config.optim.model_dump()}):
         if key.endswith(".schedule"):
             output.notice(f"schedule   {key.removesuffix('.schedule')}: {_schedule_text(config, key)}")
-    output.notice(f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
-                  f"{info.source.get('kind', 'as given')}")
+    output.notice(
+        f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
+        f"{info.source.get('kind', 'as given')}"
+    )
     if model.phases:
         epochs = config.train.steps * config.train.batch_size / train
         lr = f"{schedules.at(optim.lr, 0):g}"
-        output.notice(f"training   {config.train.steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
-                      f"{optim.name} lr {lr}, seed {config.seed}, {device.describe(where)}")
+        output.notice(
+            f"training   {config.train.steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
+            f"{optim.name} lr {lr}, seed {config.seed}, {device.describe(where)}"
+        )
     if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
-        output.notice("note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density")
+        output.notice(
+            "note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density"
+        )
 
 
 def _schedule_text(config: RunConfig, key: str) -> str:
@@ -302,8 +320,15 @@ def _train(
             run_dir.status(status="running")
             held_out = dataset.split("val")
             outcome = trainer.fit(
-                run_dir, model, config, state, dataset.stream(config.seed, config.train.batch_size),
-                dataset.split("train"), held_out, stop, meter.report,
+                run_dir,
+                model,
+                config,
+                state,
+                dataset.stream(config.seed, config.train.batch_size),
+                dataset.split("train"),
+                held_out,
+                stop,
+                meter.report,
             )
         code, status, evaluation = 0, outcome.status, outcome.evaluation
         output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
@@ -364,8 +389,13 @@ class Meter:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(
-                BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-                console=output.stderr_console(), transient=True, refresh_per_second=4,
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=output.stderr_console(),
+                transient=True,
+                refresh_per_second=4,
             )
             self._bars.start()
             self._task = self._bars.add_task("starting", total=self._total, completed=self._first)
@@ -381,7 +411,9 @@ class Meter:
         return (self._last - self._first - 1) * self._batch / seconds if seconds > 0 else 0.0
 
     def summary(self) -> str:
-        return f"{self.rate():,.0f} images/s, first step after {(self._first_step or self._clock) - self._started:.1f} s"
+        return (
+            f"{self.rate():,.0f} images/s, first step after {(self._first_step or self._clock) - self._started:.1f} s"
+        )
 
     def report(self, state: trainer.TrainState, means: Mapping[str, float]) -> None:
         now = time.monotonic()
@@ -402,4 +434,11 @@ class Meter:
     def _line(self, means: Mapping[str, float]) -> str:
         shown = [f"{k} {means[k]:.2f}" for k in ("elbo", "recon", "kl") if k in means]
         others = [f"{k} {v:.2f}" for k, v in means.items() if k not in ("elbo", "recon", "kl", "loss", "grad_norm")]
-        return "  ".join([*(shown or [f"loss {means.get('loss', float('nan')):.2f}"]), *others, "nats", f"{self.rate():,.0f} images/s"])
+        return "  ".join(
+            [
+                *(shown or [f"loss {means.get('loss', float('nan')):.2f}"]),
+                *others,
+                "nats",
+                f"{self.rate():,.0f} images/s",
+            ]
+        )

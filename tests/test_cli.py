@@ -1,0 +1,222 @@
+"""The command line as a shell sees it: streams, exit codes, pipes, and what is imported when."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Result, command
+
+NO_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "numpy", "safetensors", "PIL"):
+            raise AssertionError(f"imported {name}")
+sys.meta_path.insert(0, Refuse())
+from vaecli.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["config", "--help"],
+        ["analyze", "-h"],
+        ["presets"],
+        ["models"],
+        ["datasets"],
+        ["presets", "--json"],
+        ["models", "-q"],
+    ],
+)
+def test_help_and_listings_import_nothing_heavy(args: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, *args], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout and not done.stderr
+
+
+def test_completion_imports_nothing_heavy() -> None:
+    env = {**os.environ, "_VAE_COMPLETE": "complete_bash", "COMP_WORDS": "vae train --preset beta", "COMP_CWORD": "3"}
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, timeout=60, env=env)
+    assert "beta-vae-dsprites" in done.stdout.split(), done.stderr
+
+
+@pytest.mark.slow
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command("--help"), capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_listings(vae: Callable[..., Result]) -> None:
+    names = vae("presets", "-q").out.splitlines()
+    assert {
+        "beta-vae-dsprites",
+        "beta-vae-dsprites-conv",
+        "vae-dsprites",
+        "annealed-vae-dsprites",
+        "beta-vae-mnist",
+        "vae-mnist",
+        "vae-fashion-mnist",
+    } <= set(names)
+    assert vae("models", "-q").out.splitlines() == ["annealed-vae", "autoencoder", "beta-vae", "vae"]
+    assert {"dsprites", "mnist", "fashion-mnist", "folder", "array", "squares"} <= set(
+        vae("datasets", "-q").out.split()
+    )
+    for listing in ("presets", "models", "datasets"):
+        entries = json.loads(vae(listing, "--json").out)
+        assert all(entry["name"] and len(entry["summary"]) > 10 for entry in entries)
+        assert vae(listing).out.splitlines()[0] == "name\tsummary"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["trian"], 2, "No such command"),
+        (["train", "--preset", "beta-vae-dsprits"], 2, "did you mean 'beta-vae-dsprites'?"),
+        (["train", "--model", "bta-vae", "--data", "squares"], 2, "did you mean 'beta-vae'?"),
+        (["train", "--data", "square"], 2, "did you mean 'squares'?"),
+        (["train", "--data", "squares:x"], 2, "takes no path"),
+        (["train", "--data", "folder:/nowhere/at/all"], 3, "/nowhere/at/all"),
+        (["train", "--data", "array:/nowhere.npz"], 3, "/nowhere.npz"),
+        (["train", "--config", "missing.yaml"], 2, "missing.yaml: no such configuration file"),
+        (["train", "--device", "tpu", "--data", "squares"], 2, "no device is called"),
+        (["train", "--device", "mps", "--data", "squares"], 5, "available: "),
+        (["train", "--data", "squares", "--max-time", "soon"], 2, "not a duration"),
+        (["train", "--data", "squares", "--name", "../x"], 2, "not usable as a run name"),
+        (["train", "--data", "squares", "-S", "model.net=burgess"], 2, "64x64"),
+        (["train", "--data", "squares", "-S", "model.lantent_dim=2"], 2, "did you mean 'latent_dim'?"),
+        (["train", "--data", "squares", "-S", "data.holdout=100000"], 2, "only"),
+        (["sample", "nothing"], 3, "nothing: no such checkpoint"),
+        (["sample", "x", "-n", "0"], 2, "Invalid value for '-n'"),
+        (["analyze", "x", "--json", "--csv"], 2, "give one of them"),
+    ],
+)
+def test_bad_usage_is_told_in_a_line_or_two(args: list[str], code: int, says: str, vae: Callable[..., Result]) -> None:
+    if "mps" in args:
+        import torch
+
+        if torch.backends.mps.is_available():
+            pytest.skip("there is an MPS device here")
+    result = vae(*args)
+    assert result.code == code, result.err
+    assert says in result.err and result.out == ""
+    assert "Traceback" not in result.err
+    assert len([line for line in result.err.splitlines() if not line.startswith("Usage") and line]) <= 3
+    assert not Path("runs").exists()
+
+
+def test_read_only_place(vae: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    result = vae("train", *TINY, "--runs-dir", tmp_path / "file" / "runs", "--steps", 1)
+    assert result.code == 5 and "cannot be made here" in result.err
+
+
+def test_nothing_is_overwritten(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    Path("keep.png").write_bytes(b"mine")
+    for args in (["sample", tiny_run, "-n", 2], ["traverse", tiny_run], ["reconstruct", tiny_run, "-n", 2]):
+        refused = vae(*args, "-o", "keep.png")
+        assert refused.code == 2 and "--force" in refused.err
+        assert Path("keep.png").read_bytes() == b"mine"
+    assert vae("sample", tiny_run, "-n", 2, "-o", "keep.png", "--force").code == 0
+    assert Path("keep.png").read_bytes() != b"mine"
+    again = vae("train", *TINY, "--steps", 1, "--runs-dir", tiny_run.parent, "--name", tiny_run.name)
+    assert again.code == 2 and "--force" in again.err
+    Path("runs2/mine").mkdir(parents=True)
+    Path("runs2/mine/thesis.tex").write_text("x")
+    foreign = vae("train", *TINY, "--steps", 1, "--runs-dir", "runs2", "--name", "mine", "--force")
+    assert foreign.code == 2 and Path("runs2/mine/thesis.tex").exists()
+
+
+def test_json_and_tsv(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    found = json.loads(vae("analyze", tiny_run, "--json").out)
+    assert found["schema"] == 1 and len(found["latents"]) == 3
+    lines = vae("analyze", tiny_run).out.splitlines()
+    assert len(lines) == 4 and all(line.count("\t") == lines[0].count("\t") for line in lines)
+    csv = vae("analyze", tiny_run, "--csv").out.splitlines()
+    assert len(csv) == 4 and csv[0].count(",") == csv[1].count(",") > 3
+    drawn = json.loads(vae("sample", tiny_run, "-n", 3, "-o", "x.png", "--json").out)
+    assert drawn["path"].endswith("x.png") and drawn["schema"] == 1
+
+
+def test_png_on_stdout_and_seeds(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    a, b, c = (vae("sample", tiny_run, "-n", 4, "--seed", seed, "-o", "-").raw for seed in (0, 0, 1))
+    assert a.startswith(b"\x89PNG") and a == b != c
+
+
+def test_same_seed_same_run(vae: Callable[..., Result]) -> None:
+    from vaecli.checkpoint import resolve
+
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert vae("train", *TINY, "--steps", 5, "--seed", seed, "--runs-dir", "r", "--name", name, "-q").code == 0
+    weights = {name: resolve(f"r/{name}").read_bytes()[-4000:] for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+
+
+def test_reader_went_away(vae_process: Callable[..., Result]) -> None:
+    """141, as for any Unix producer, and nothing on stderr."""
+    line = " ".join(command("presets", "--json")) + " | true; echo ${PIPESTATUS[0]}"
+    for _ in range(3):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() in ("141", "0") and done.stderr == ""
+    slow = f"{' '.join(command('presets'))} | sleep 0; echo ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", slow], capture_output=True, text=True).stderr == ""
+    closed = subprocess.run(["bash", "-c", f"{' '.join(command('models'))} >&-"], capture_output=True, text=True)
+    assert "Traceback" not in closed.stderr
+
+
+def test_broken_pipe_is_141(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaecli import output
+
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        with pytest.raises(SystemExit) as stop:
+            output.result("x" * 100_000)
+        assert stop.value.code == 141
+
+
+def test_closed_stderr_does_not_stop_training() -> None:
+    line = (
+        " ".join(command("train", *(f"'{a}'" for a in TINY), "--steps", 5, "--runs-dir", "r", "--name", "x")) + " 2>&-"
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "r/x\n", done.stdout
+
+
+def test_ascii_terminal(vae_process: Callable[..., Result], tiny_run: Path) -> None:
+    done = vae_process("analyze", tiny_run, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.code == 0 and "latent" in done.out, done.err
+
+
+def test_hostile_text_is_escaped(vae: Callable[..., Result]) -> None:
+    result = vae("train", "--data", "folder:/x/[bold]\x1b[31m\u202e", "--runs-dir", "r")
+    assert result.code == 3 and "\x1b" not in result.err and "\u202e" not in result.err and "[bold]" in result.err
+
+
+def test_unexpected_errors_are_named_bugs(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaecli import rundir
+
+    def broken(*_: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(rundir, "check_name", broken)
+    result = vae("train", *TINY, "--name", "x")
+    assert (
+        result.code == 1 and "bug in vae" in result.err and "VAE_DEBUG" in result.err and "Traceback" not in result.err
+    )
+    monkeypatch.setenv("VAE_DEBUG", "1")
+    assert "Traceback" in vae("train", *TINY, "--name", "x").err
