@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vaecli import config as configs
 from vaecli import presets, registry
-from vaecli.commands.train import resolve
+from vaecli.commands.train import Layers, resolve
 from vaecli.errors import ConfigError
 
 MINIMAL = "model: {name: vae}\ndata: {name: squares}\n"
@@ -20,13 +20,13 @@ MINIMAL = "model: {name: vae}\ndata: {name: squares}\n"
 
 def built(text: str, *sets: str) -> configs.RunConfig:
     Path("c.yaml").write_text(text)
-    return configs.build(resolve(None, "c.yaml", {}, list(sets)))
+    return configs.build(resolve(Layers(None, "c.yaml", {}, list(sets))))
 
 
 def refused(text: str | bytes, *sets: str) -> str:
     Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
-        configs.build(resolve(None, "c.yaml", {}, list(sets)))
+        configs.build(resolve(Layers(None, "c.yaml", {}, list(sets))))
     return str(caught.value)
 
 
@@ -83,7 +83,7 @@ def test_all_mistakes_at_once() -> None:
 
 def test_byte_order_mark_and_size() -> None:
     Path("bom.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
-    assert configs.build(resolve(None, "bom.yaml", {}, [])).model.name == "vae"
+    assert configs.build(resolve(Layers(None, "bom.yaml", {}, []))).model.name == "vae"
     Path("big.yaml").write_bytes(b"#" * 2_000_000)
     with pytest.raises(ConfigError, match="larger than"):
         configs.read_file(Path("big.yaml"))
@@ -114,7 +114,7 @@ def test_a_section_of_another_name_starts_afresh_but_a_model_keeps_what_it_share
 def test_round_trip_and_diff() -> None:
     config = built(MINIMAL + "optim: {lr: {schedule: cosine, start: 1, end: 0, steps: 10}}")
     Path("again.yaml").write_text(configs.dump(config))
-    again = configs.build(resolve(None, "again.yaml", {}, []))
+    again = configs.build(resolve(Layers(None, "again.yaml", {}, [])))
     assert again == config
     assert configs.from_json(json.dumps(config.to_tree()), "x") == config
     assert configs.diff(config, built(MINIMAL + "optim: {lr: {schedule: cosine, start: 2, end: 0, steps: 10}}")) == {
@@ -129,10 +129,13 @@ def test_precedence(order: list[str], in_file: int, in_set: int) -> None:
     tree = configs.Tree({"model": {"name": "vae"}, "data": {"name": "squares"}}, {})
     path = Path("p.yaml")
     path.write_text(f"train: {{batch_size: {in_file}}}\nmodel: vae\ndata: squares")
-    assert configs.build(resolve(None, str(path), {}, [])).train.batch_size == in_file
+    assert configs.build(resolve(Layers(None, str(path), {}, []))).train.batch_size == in_file
     flags = {"train.batch_size": ("--batch-size", 100)}
-    assert configs.build(resolve(None, str(path), flags, [])).train.batch_size == 100
-    assert configs.build(resolve(None, str(path), flags, [f"train.batch_size={in_set}"])).train.batch_size == in_set
+    assert configs.build(resolve(Layers(None, str(path), flags, []))).train.batch_size == 100
+    assert (
+        configs.build(resolve(Layers(None, str(path), flags, [f"train.batch_size={in_set}"]))).train.batch_size
+        == in_set
+    )
     assert configs.build(tree).train.batch_size == 64
 
 
@@ -164,7 +167,7 @@ def test_show_and_validate(vae: Callable[..., Result]) -> None:
 
 @pytest.mark.parametrize("name", list(presets.paths()))
 def test_every_preset_resolves_and_explains_itself(name: str) -> None:
-    config = configs.build(resolve(name, None, {}, []))
+    config = configs.build(resolve(Layers(name, None, {}, [])))
     assert config.model.name in name or name.startswith("vae-")
     header = [line for line in presets.find(name).read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)

@@ -32,13 +32,19 @@ def test_wheel_lists_and_runs_presets(tmp_path: Path) -> None:
     python = place / "bin" / "python"
 
     def vae(*args: str) -> str:
-        done = subprocess.run([python, "-m", "vaecli", *args], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [python, "-m", "vaecli", *args], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = subprocess.run([python, "-c", "import vaecli; print(vaecli.__file__)"], cwd=tmp_path, capture_output=True, text=True)
+    where = subprocess.run(
+        [python, "-c", "import vaecli; print(vaecli.__file__)"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert str(site) in where.stdout
     listed = vae("presets", "-q").split()
     assert {f"{name}.yaml" for name in listed} == {name for name in presets if not name.startswith("_")}
-    run = vae("train", "--preset", "beta-vae-dsprites", "--steps", "2", "-S", "model.net={name: mlp, hidden: [8]}").strip()
+    run = vae(
+        "train", "--preset", "beta-vae-dsprites", "--steps", "2", "-S", "model.net={name: mlp, hidden: [8]}"
+    ).strip()
     assert vae("info", run, "--json").startswith("{")

@@ -16,7 +16,7 @@ from torch import nn
 from vaecli import config as configs
 from vaecli import data, fast, models, schedules, trainer
 from vaecli.batch import Batch
-from vaecli.commands.train import duration, resolve
+from vaecli.commands.train import Layers, duration, resolve
 from vaecli.errors import ConfigError
 from vaecli.models.beta_vae import Model as BetaVAE
 
@@ -47,10 +47,10 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         ]
         child = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         children.append(child)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while not Path(f"runs/{name}/checkpoints/latest").exists():
             assert child.poll() is None, child.communicate()
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, list(Path("runs").rglob("*"))
             time.sleep(0.02)
         return child
 
@@ -66,7 +66,7 @@ def test_a_signal_saves_and_can_be_resumed(
 ) -> None:
     child = started("stopped")
     child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     assert child.returncode == code, err
     assert out == b"" and b"saved" in err and b"Traceback" not in err
     facts = json.loads(Path("runs/stopped/run.json").read_text())
@@ -93,9 +93,9 @@ def test_usr1_saves_and_goes_on(started: Callable[..., subprocess.Popen[bytes]])
     child = started("saving")
     before = os.readlink("runs/saving/checkpoints/latest")
     child.send_signal(signal.SIGUSR1)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while os.readlink("runs/saving/checkpoints/latest") == before:
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, list(Path("runs").rglob("*"))
         time.sleep(0.02)
     assert child.poll() is None
 
@@ -182,7 +182,7 @@ def test_resume_refuses_another_configuration(tiny_run: Path, vae: Callable[...,
         (["-S", "model.latent_dim=9"], "model.latent_dim: 3 -> 9"),
         (["--seed", 5], "seed: 0 -> 5"),
         (["--steps", 10], "past train.steps"),
-        (["-p", "vae-mnist"], "its own configuration"),
+        (["-p", "beta-vae-dsprites"], "data.name: squares -> dsprites"),
     ):
         refused = vae("train", "--resume", tiny_run, *args)
         assert refused.code == 2 and says in refused.err, refused.err
@@ -194,6 +194,9 @@ def test_resume_refuses_another_configuration(tiny_run: Path, vae: Callable[...,
     assert fresh.code == 0 and "starting afresh" in fresh.err
     again = vae("train", "--resume", "auto", "--name", "a", "--steps", 6, "--runs-dir", "runs")
     assert again.code == 0 and "resuming" in again.err, again.err
+    # What a scheduler does: the very same line again.
+    same = vae("train", "--resume", "auto", "--name", "a", *TINY, "--steps", 8, "--runs-dir", "runs")
+    assert same.code == 0 and "resuming runs/a at step 6" in same.err, same.err
 
 
 def test_damaged_newest_checkpoint(vae: Callable[..., Result]) -> None:
@@ -259,7 +262,7 @@ def test_data_outside_the_range_is_refused(vae: Callable[..., Result], monkeypat
 def test_a_beta_vae_learns_the_squares(vae: Callable[..., Result]) -> None:
     """Some seconds are enough for the ELBO to rise by far, and for the KL to fall with beta."""
     kl = {}
-    for beta in (1, 20):
+    for beta in (1, 3):
         run = f"b{beta}"
         args = [
             "-S",
@@ -278,9 +281,9 @@ def test_a_beta_vae_learns_the_squares(vae: Callable[..., Result]) -> None:
         kl[beta] = found["totals"]["kl"]
         first, last = records(f"runs/{run}", "train")[0], records(f"runs/{run}", "train")[-1]
         assert last["elbo"] > first["elbo"] + 10
-    assert kl[1] > 1.5 * kl[20] > 0
+    assert kl[1] > 1.2 * kl[3] > 1
     # Eq. 4 is a bound with weight beta on the KL: the weaker the weight, the better the reconstruction.
-    assert records("runs/b1", "train")[-1]["recon"] < records("runs/b20", "train")[-1]["recon"]
+    assert records("runs/b1", "train")[-1]["recon"] < records("runs/b3", "train")[-1]["recon"]
 
 
 # ---- the fast path
@@ -329,10 +332,12 @@ def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
 def test_update_minimises_what_it_logs() -> None:
     """One SGD step by hand in float64 gives the same weights as `update`."""
     tree = resolve(
-        None,
-        None,
-        {"data.name": ("", "squares"), "model.name": ("", "vae")},
-        ["model.net={name: mlp, hidden: [4]}", "optim={name: sgd, lr: 0.001}"],
+        Layers(
+            None,
+            None,
+            {"data.name": ("", "squares"), "model.name": ("", "vae")},
+            ["model.net={name: mlp, hidden: [4]}", "optim={name: sgd, lr: 0.001}"],
+        )
     )
     config = configs.build(tree)
     dataset = data.load(config.data)

@@ -140,12 +140,8 @@ def train(
         "seed": ("--seed", seed),
     }
     given = {key: pair for key, pair in flags.items() if pair[1] is not None}
-    if resume and resume != "auto" and (preset or config):
-        raise ConfigError("--resume continues a run with its own configuration; leave --preset and --config out")
-    tree = command.resolve(preset, config, given, sets or [], default=not resume or resume == "auto")
-    command.run(
-        tree, command.prefix(preset, tree), name, runs_dir, resume, init_from, max_time, device, dry_run, force, json
-    )
+    layers = command.Layers(preset, config, given, sets or [])
+    command.run(layers, name, runs_dir, resume, init_from, max_time, device, dry_run, force, json)
 
 
 @app.command()

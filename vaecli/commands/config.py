@@ -4,13 +4,13 @@ from pathlib import Path
 
 from vaecli import config as configs
 from vaecli import output
-from vaecli.commands.train import resolve
+from vaecli.commands.train import Layers, resolve, with_default
 from vaecli.errors import ConfigError
 
 
 def show(preset: str | None, config_file: str | None, sets: list[str], origin: bool, json: bool) -> None:
     """Print the resolved configuration; with `origin` one `key = value  # from` line a value."""
-    tree = resolve(preset, config_file, {}, sets)
+    tree = resolve(with_default(Layers(preset, config_file, {}, sets)))
     config = configs.build(tree)
     if json:
         output.result_json(config.to_tree())
@@ -26,7 +26,7 @@ def validate(files: list[str]) -> None:
     problems = []
     for file in files:
         try:
-            configs.build(resolve(None, file, {}, []))
+            configs.build(resolve(Layers(config_file=file)))
             output.notice(f"{file}: valid")
         except ConfigError as error:
             problems.append(str(error) if str(Path(file)) in str(error) else f"{file}: {error}")

@@ -3,9 +3,9 @@
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,25 +30,28 @@ MAY_CHANGE = (
 )
 
 
-def resolve(
-    preset: str | None, config_file: str | None, flags: Mapping[str, Any], sets: list[str], default: bool = True
-) -> configs.Tree:
-    """The layers of the configuration, merged: preset, file, flags (dotted key -> value), `--set` (key=value texts)."""
+class Layers(NamedTuple):
+    """What the user gave, lowest layer first: preset, file, flags (dotted key -> flag and value), `--set` texts."""
+
+    preset: str | None = None
+    config_file: str | None = None
+    flags: Mapping[str, tuple[str, Any]] = {}
+    sets: Sequence[str] = ()
+
+
+def resolve(layers: Layers) -> configs.Tree:
+    """The layers of the configuration, merged."""
     tree = configs.Tree()
-    chosen = {key: value for key, value in flags.items() if value is not None}
-    if preset is None and config_file is None and default and not {"data.name", "model.name"} & chosen.keys():
-        preset = DEFAULT_PRESET
-        output.notice(f"no preset, configuration, model or data named: using --preset {preset}")
-    if preset is not None:
-        tree.merge(presets.load(preset))
-    if config_file is not None:
-        tree.merge(configs.read_file(Path(config_file)))
-    for key, (flag, value) in chosen.items():
+    if layers.preset is not None:
+        tree.merge(presets.load(layers.preset))
+    if layers.config_file is not None:
+        tree.merge(configs.read_file(Path(layers.config_file)))
+    for key, (flag, value) in layers.flags.items():
         if key == "data.name":
             tree.merge(configs.Tree({"data": data.parse(value)}, {("data",): flag}))
         else:
             tree.set(key, value, flag)
-    for text in sets:
+    for text in layers.sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
@@ -56,7 +59,15 @@ def resolve(
     return tree
 
 
-def prefix(preset: str | None, tree: configs.Tree) -> str:
+def with_default(layers: Layers) -> Layers:
+    """The layers, with the default preset below them where neither a setting nor a model nor data is named."""
+    if layers.preset or layers.config_file or {"data.name", "model.name"} & layers.flags.keys():
+        return layers
+    output.notice(f"no preset, configuration, model or data named: using --preset {DEFAULT_PRESET}")
+    return layers._replace(preset=DEFAULT_PRESET)
+
+
+def run_prefix(preset: str | None, tree: configs.Tree) -> str:
     """What a run directory's name starts with: the preset, or model and data set."""
     if preset is not None:
         return preset
@@ -80,8 +91,7 @@ def duration(text: str | None) -> float | None:
 
 
 def run(
-    tree: configs.Tree,
-    prefix: str,
+    layers: Layers,
     name: str | None = None,
     runs_dir: str | None = None,
     resume: str | None = None,
@@ -108,8 +118,13 @@ def run(
             output.notice(f"{parent / name}: nothing to resume; starting afresh")
             resume = None
     if resume is not None:
-        _resume(Path(resume), tree, where, limit, init_from, json)
+        if init_from is not None:
+            raise ConfigError("--resume continues a run, --init-from starts a new one: give one of them")
+        _resume(Path(resume), resolve(layers), where, limit, json)
         return
+    layers = with_default(layers)
+    tree = resolve(layers)
+    prefix = run_prefix(layers.preset, tree)
     config = configs.build(tree)
     if name is not None:
         rundir.check_name(name)
@@ -134,12 +149,8 @@ def run(
     _train(run_dir, model, config, state, dataset, where, limit, started, json)
 
 
-def _resume(
-    path: Path, tree: configs.Tree, where: torch.device, limit: float | None, init_from: str | None, json: bool
-) -> None:
+def _resume(path: Path, tree: configs.Tree, where: torch.device, limit: float | None, json: bool) -> None:
     started = time.monotonic()
-    if init_from is not None:
-        raise ConfigError("--resume continues a run, --init-from starts a new one: give one of them")
     if not path.exists():
         raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
     if path.parent.name == "checkpoints" and path.is_dir():  # one step directory: never fall back to another
@@ -247,7 +258,7 @@ def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -
         "device": str(where),
         "config": config.to_tree(),
     }
-    output.notice(f"dry run: nothing written; a checkpoint would take about {size / 1e6:.1f} MB")
+    output.notice(f"dry run: no run was made; a checkpoint would take about {size / 1e6:.1f} MB")
     if json:
         output.result_json(facts)
     else:
