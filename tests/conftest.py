@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: `vae(...)` runs the command in this process, `vae_process` in one of its own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -58,10 +59,13 @@ def vae(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byte
         capfdbinary.readouterr()
         monkeypatch.setattr(sys, "argv", ["vae", *map(str, args)])
         code = 0
+        pipe = signal.getsignal(signal.SIGPIPE)
         try:
             cli.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        finally:
+            signal.signal(signal.SIGPIPE, pipe)
         out, err = capfdbinary.readouterr()
         return Result(code, out.decode(errors="replace"), err.decode(errors="replace"), out)
 

@@ -298,3 +298,97 @@ def test_seed_depends_on_every_key() -> None:
     torch.randn(9)
     device.seed(3, "step", 4)
     assert torch.equal(torch.randn(4), first)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ['{"model.safetensors": {"bytes": 1e999, "sha256": "x"}}', '{"a\\u0000b": {"bytes": 1, "sha256": "x"}}',
+     "{}", "[]", "3",
+     '{"../../x": {"bytes": 1, "sha256": "x"}, "model.safetensors": {"bytes": 1, "sha256": "x"}}'],
+)  # fmt: skip
+def test_hostile_manifests(manifest: str, file: Path) -> None:
+    (file.parent / "manifest.json").write_text(manifest)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(file, CPU)
+
+
+def test_copies_without_links(tiny_run: Path, tmp_path: Path) -> None:
+    """`latest` as a plain directory, as copies and archives have it; a bare file beside foreign JSON."""
+    import shutil
+
+    shutil.copytree(tiny_run, tmp_path / "copy", symlinks=False)
+    assert checkpoint.load(tmp_path / "copy", CPU).step == 30
+    bare = tmp_path / "elsewhere" / "mine.safetensors"
+    bare.parent.mkdir()
+    bare.write_bytes(checkpoint.resolve(tiny_run).read_bytes())
+    (bare.parent / "config.json").write_text("{}")
+    (bare.parent / "manifest.json").write_text("{}")
+    assert checkpoint.load(bare, CPU).step == 30
+
+
+def test_hostile_numbers_and_text_in_the_header(file: Path, tmp_path: Path, vae: Callable[..., Result]) -> None:
+    for value in (-5000, 10**400):
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.load(rewrite(file, tmp_path / "h.safetensors", _set("step", value)), CPU)
+    named = rewrite(file, tmp_path / "n.safetensors", _set("data.name", "a\x1b[31m\tb\nc"))
+    told = vae("info", named)
+    assert told.code == 0 and "\x1b" not in told.out and "a\\x1b[31m\\tb\\nc" in told.out
+    header = json.dumps({"x": {"dtype": "F32", "shape": [10**4000, 2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "s.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert vae("info", tmp_path / "s.safetensors").code == 3
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "key", "nan", "index"])
+def test_hostile_optimizer_state(change: str, tiny_run: Path, vae: Callable[..., Result]) -> None:
+    """A fused optimizer would read past the end of a tensor too small: everything is checked first."""
+    import hashlib
+
+    step = checkpoint.resolve(tiny_run).parent
+    path = step / "trainer" / "optimizer.safetensors"
+    tensors = load_file(path)
+    if change == "shape":
+        tensors["main/0/exp_avg"] = torch.zeros(2, 2)
+    elif change == "missing":
+        tensors = {}
+    elif change == "key":
+        tensors["main/0/evil"] = tensors.pop("main/0/exp_avg")
+    elif change == "nan":
+        tensors["main/0/exp_avg"] = torch.full_like(tensors["main/0/exp_avg"], float("nan"))
+    else:
+        tensors["main/999/exp_avg"] = torch.zeros(2)
+    save_file(tensors, path)
+    manifest = json.loads((step / "manifest.json").read_text())
+    content = path.read_bytes()
+    manifest["trainer/optimizer.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    refused = vae("train", "--resume", tiny_run, "--steps", 40)
+    assert refused.code == 3 and "does not fit" in refused.err, refused.err
+
+
+def test_tied_weights_and_all_kinds_of_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied weights stay tied; flags and counters come back; what is not stored is computed again."""
+    from torch import nn
+
+    from vaecli import config as configs
+    from vaecli import data, models
+    from vaecli.models import vae as plain
+
+    class Odd(plain.Model):
+        def __init__(self, config: plain.Config, info: Any) -> None:
+            super().__init__(config, info)
+            self.twin = nn.Linear(5, 5)
+            self.twin_too = nn.Linear(5, 5)
+            self.twin_too.weight = self.twin.weight
+            self.register_buffer("flag", torch.tensor(True))
+            self.register_buffer("codes", torch.arange(4, dtype=torch.uint8))
+            self.register_buffer("scratch", torch.arange(3.0), persistent=False)
+
+    monkeypatch.setattr(plain, "Model", Odd)
+    config = configs.build(configs.Tree({"data": "squares"}, {}))
+    model = models.build(config.model, data.load(config.data).info)
+    model.flag.fill_(False)
+    checkpoint.commit(tmp_path, model, config, 1, 1, {}, {})
+    again = checkpoint.load(tmp_path, CPU).model
+    assert again.twin.weight is again.twin_too.weight
+    assert not again.flag and again.codes.tolist() == [0, 1, 2, 3] and again.scratch.tolist() == [0, 1, 2]
+    assert len(list(again.parameters())) == len(list(model.parameters()))

@@ -76,7 +76,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixels:
     config = SimpleNamespace(model=net.config, data=None)
     loaded = Loaded(net, net.info, config, 5000, Path("run/model.safetensors"))  # type: ignore[arg-type]
     monkeypatch.setattr(checkpoint, "load", lambda path, device: loaded)
-    monkeypatch.setattr(data, "load", lambda config: dataset)
+    monkeypatch.setattr(data, "load", lambda config, trained_on=None: dataset)
     return net
 
 

@@ -256,6 +256,112 @@ def test_data_outside_the_range_is_refused(vae: Callable[..., Result], monkeypat
     assert result.code == 3 and "outside [0, 1]" in result.err
 
 
+def test_resume_takes_no_idle_options_and_dry_run_is_dry(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    before = sorted(tiny_run.rglob("*"))
+    assert vae("train", "--resume", tiny_run, "--steps", 40, "-n").code == 0
+    assert sorted(tiny_run.rglob("*")) == before
+    for option in (["--name", "x"], ["--force"], ["--runs-dir", "y"], ["--init-from", tiny_run]):
+        refused = vae("train", "--resume", tiny_run, "--steps", 40, *option)
+        assert refused.code == 2 and option[0] in refused.err
+
+
+def test_requeued_command_lines(vae: Callable[..., Result], tiny_run: Path) -> None:
+    """`--resume auto` with the very same line: shorthand options, --init-from, killed before the first save."""
+    line = ["train", "--resume", "auto", "--name", "q", *TINY, "--runs-dir", "runs", "-q"]
+    annealed = [*line, "--model", "annealed-vae", "-S", "model.c_max=5", "-S", "model.c_steps=50"]
+    for steps in (5, 8):
+        assert vae(*annealed, "--steps", steps).code == 0
+    started = [*line, "--model", "beta-vae", "--init-from", tiny_run, "--name", "i"]
+    for steps in (5, 8):
+        assert vae(*started, "--steps", steps).code == 0
+    Path("runs/early/checkpoints").mkdir(parents=True)
+    Path("runs/early/run.json").write_text("{}")
+    early = vae(*line, "--name", "early", "--steps", 5)
+    assert early.code == 0, early.err
+
+
+def test_an_older_step_leaves_the_newer_ones_behind(vae: Callable[..., Result]) -> None:
+    args = ["train", *TINY, "--runs-dir", "runs", "-q", "-S", "train.save_every=10", "-S", "train.log_every=5"]
+    assert vae(*args, "--name", "r", "--steps", 30, "-S", "train.keep=5").code == 0
+    (Path("runs/r/checkpoints") / ".tmp-step-00000099-1").mkdir()
+    assert vae("train", "--resume", "runs/r/checkpoints/step-00000010", "--steps", 15, "-q").code == 0
+    folder = Path("runs/r/checkpoints")
+    assert {p.name for p in folder.glob("step-*")} == {"step-00000010", "step-00000015"}
+    assert len(list(folder.glob("superseded-*"))) == 2 and not list(folder.glob(".tmp*"))
+    assert json.loads(vae("info", "runs/r", "--json").out)["step"] == 15
+    assert [r["step"] for r in records("runs/r", "train")] == [5, 10, 15]
+
+
+def test_a_foreign_folder_is_left_alone(vae: Callable[..., Result]) -> None:
+    Path("mine/checkpoints/foo").mkdir(parents=True)
+    refused = vae("train", "--resume", "mine/checkpoints/foo")
+    assert refused.code == 2 and "not a run directory" in refused.err
+    assert [p.name for p in Path("mine").iterdir()] == ["checkpoints"]
+
+
+def test_non_finite_weights_are_never_saved(vae: Callable[..., Result]) -> None:
+    """A last step that blows up is seen too."""
+    result = vae("train", *TINY, "--lr", "1e39", "--steps", 1, "--runs-dir", "runs", "--name", "x")
+    assert result.code == 4 and "not finite" in result.err and "no checkpoint was saved yet" in result.err
+    assert not list(Path("runs/x/checkpoints").glob("step-*"))
+
+
+def test_ignored_signals_stay_ignored(vae: Callable[..., Result]) -> None:
+    """Under nohup a hang-up does not stop a run."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = trainer.Stop()
+        with stop.signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_full_disk_is_the_machines_fault(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaecli.rundir import RunDir
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(RunDir, "record", full)
+    result = vae("train", *TINY, "--steps", 200, "--runs-dir", "runs")
+    assert result.code == 5 and "No space left" in result.err, result.err
+
+
+def test_images_of_another_shape(vae: Callable[..., Result]) -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    np.save("d.npy", generator.random((80, 16, 16)).astype("float32"))
+    net = ["-S", "model.net={name: mlp, hidden: [8]}", "-S", "model.likelihood=gaussian"]
+    assert (
+        vae("train", "--data", "array:d.npy", *net, "--steps", 5, "--runs-dir", "runs", "--name", "r", "-q").code == 0
+    )
+    Path("sub").mkdir()
+    os.chdir("sub")
+    assert vae("analyze", "../runs/r").code == 0  # the path of the data was kept absolute
+    os.chdir("..")
+    np.save("d.npy", generator.random((80, 8, 8)).astype("float32"))
+    for args in (["analyze", "runs/r"], ["reconstruct", "runs/r"], ["train", "--resume", "runs/r", "--steps", 9]):
+        refused = vae(*args)
+        assert refused.code == 3 and "trained on 1x16x16" in refused.err, refused.err
+
+
+def test_labels_are_needed_and_hidden(toy_models: list[str], vae: Callable[..., Result]) -> None:
+    import numpy as np
+
+    np.save("d.npy", np.zeros((20, 4, 4), dtype="uint8"))
+    refused = vae("train", "--data", "array:d.npy", "--model", "hierarchy", "--runs-dir", "runs")
+    assert refused.code == 2 and "needs labels" in refused.err, refused.err
+    dataset = data.load(
+        configs.build(resolve(Layers(flags={"data.name": ("", "squares")}, sets=["data.labelled=10"]))).data
+    )
+    seen = torch.cat([b.labels_BK for b in dataset.training(0).batches(50)])
+    assert int((seen[:, 0] >= 0).sum()) == 10
+
+
 # ---- learning
 
 
@@ -307,6 +413,24 @@ def test_fast_linear_equals_plain() -> None:
     torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=1e-4, atol=1e-4)
     for a, b in zip(plain.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_fast_linear_has_a_second_derivative() -> None:
+    """A gradient penalty through the fast layers equals that through the plain ones."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+    quick = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+    quick.load_state_dict(plain.state_dict())
+    fast.accelerate(quick)
+    found = []
+    for model in (plain, quick):
+        x = torch.linspace(-1, 1, 24).reshape(4, 6).requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:

@@ -30,6 +30,7 @@ from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.models.base import Model
+from vaecli.section import Count
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -106,18 +107,23 @@ def commit(
         "trainer/optimizer.safetensors": save_safetensors(_contiguous(optimizers), metadata={"format": "pt"}),
         "trainer/state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
     }
+    aside = folder / f".tmp-old-{final.name}"
     temporary = folder / f".tmp-step-{step:08d}-{os.getpid()}"
     try:
         _write_all(temporary, contents)
-        if final.exists():  # a stop right after a regular save: the same step once more
-            FILES.remove(final)
+        if final.exists():  # the same step once more
+            FILES.rename(final, aside)
         FILES.rename(temporary, final)
         FILES.fsync_folder(folder)
         FILES.symlink(final.name, folder / f".latest-{os.getpid()}")
         FILES.rename(folder / f".latest-{os.getpid()}", folder / "latest")
         FILES.fsync_folder(folder)
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not final.exists():
+            os.replace(aside, final)
+        shutil.rmtree(aside, ignore_errors=True)
         needed = sum(map(len, contents.values()))
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         raise MachineError(
@@ -183,7 +189,21 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _steps(folder: Path) -> list[Path]:
     """Step directories, newest first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal() and len(p.name) < 30]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def clean_up(folder: Path, step: int) -> None:
+    """Before a run goes on from `step`: drop what killed commits left, set aside the steps of the time line given up.
+
+    Call it with the run's lock held.
+    """
+    for rest in folder.glob(".tmp-*"):
+        shutil.rmtree(rest, ignore_errors=True)
+    for newer in _steps(folder):
+        if int(newer.name[5:]) > step:
+            output.notice(f"set aside: {newer.name}, which this run leaves behind")
+            FILES.rename(newer, folder / f"superseded-{newer.name}-{os.urandom(2).hex()}")
 
 
 def resolve(path: str | Path) -> Path:
@@ -195,7 +215,7 @@ def resolve(path: str | Path) -> Path:
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         latest = folder / "latest" / MODEL_FILE
         if latest.is_file():
-            return folder / os.readlink(folder / "latest") / MODEL_FILE
+            return Path(os.path.realpath(latest.parent)) / MODEL_FILE if (folder / "latest").is_symlink() else latest
         complete = [p for p in _steps(folder) if (p / "manifest.json").is_file()]
         if complete:
             output.warning(f"{folder / 'latest'} does not lead to a checkpoint; using {complete[0].name}")
@@ -210,22 +230,32 @@ def resolve(path: str | Path) -> Path:
     return path
 
 
+_FILES_OF_A_STEP = frozenset(
+    {MODEL_FILE, "config.json", "trainer/optimizer.safetensors", "trainer/state.json", "README.md"}
+)
+
+
 def verify(folder: Path) -> None:
     """Compare every file of a step directory with its manifest; CheckpointError naming the first that differs."""
+    damaged = CheckpointError(f"{folder / 'manifest.json'}: damaged")
     try:
+        if not (folder / "manifest.json").is_file() or (folder / "manifest.json").stat().st_size > 100_000:
+            raise FileNotFoundError
         manifest = json.loads((folder / "manifest.json").read_bytes())
         entries = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: the checkpoint is incomplete: manifest.json is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{folder / 'manifest.json'}: damaged") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        raise damaged from None
+    if MODEL_FILE not in entries or not entries.keys() <= _FILES_OF_A_STEP:
+        raise damaged
     for name, (size, digest) in entries.items():
         path = folder / name
-        if name.startswith(("/", "\\")) or ".." in Path(name).parts:
-            raise CheckpointError(f"{folder / 'manifest.json'}: names a file outside its folder")
         if name.startswith("trainer/") and not (folder / "trainer").exists():
             continue  # a checkpoint handed on without the state that only resuming needs
         try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: damaged: the file is missing")
             if path.stat().st_size != size:
                 raise CheckpointError(
                     f"{path}: damaged: {path.stat().st_size:,} bytes where the manifest says {size:,}"
@@ -276,7 +306,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         tensors = {}
         for name, entry in header.items():
             shape = tuple(entry["shape"])
-            if len(name) > 500 or len(shape) > 8 or not all(isinstance(s, int) and s >= 0 for s in shape):
+            # A value takes a byte or more.
+            sides = [s for s in shape if isinstance(s, int) and 0 <= s <= status.st_size]
+            if len(name) > 500 or len(shape) > 8 or len(sides) != len(shape):
                 raise CheckpointError(f"{path}: the safetensors header is not usable")
             tensors[name] = (str(entry["dtype"]), shape)
     except (AttributeError, KeyError, TypeError):
@@ -291,7 +323,8 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         raise CheckpointError(
             f"{path}: a safetensors file, but not one made by vae", "checkpoints come from `vae train`"
         )
-    if (path.parent / "config.json").is_file() and (path.parent / "config.json").read_bytes() != text.encode():
+    beside = path.name == MODEL_FILE and (path.parent / "config.json").is_file()
+    if beside and (path.parent / "config.json").read_bytes() != text.encode():
         raise CheckpointError(f"{path}: its metadata and {path.parent / 'config.json'} do not agree")
     try:
         stored = json.loads(text)
@@ -301,7 +334,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
             raise CheckpointError(f"{path}: made by vae {made_by} in format {str(version)[:20]}", "upgrade vaecli")
         config = configs.build(configs.Tree(stored["config"], {}))
         info = TypeAdapter(DataInfo).validate_python(stored["data"])
-        step = TypeAdapter(int).validate_python(stored["step"], strict=True)
+        step = TypeAdapter(Count).validate_python(stored["step"], strict=True)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -311,7 +344,10 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
     return config, info, step
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
 
 
 def load_model(path: Path, device: torch.device) -> Loaded:
@@ -338,7 +374,9 @@ def load_model(path: Path, device: torch.device) -> Loaded:
         tensors = load_safetensors(path.read_bytes())
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    model.load_state_dict(tensors, assign=True, strict=True)
+    # Built once more, now for real: tied weights stay tied, and what is not stored is computed.
+    model = models.build(config.model, info)
+    model.load_state_dict(tensors, strict=True)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: tensor {name} holds values that are not finite")
@@ -368,7 +406,7 @@ def _agree(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, tuple[str
 def load(path: str | Path, device: torch.device) -> Loaded:
     """The model behind a run, a step directory or a `.safetensors` file, verified where there is a manifest."""
     file = resolve(path)
-    if (file.parent / "manifest.json").is_file():
+    if file.name == MODEL_FILE and (file.parent / "manifest.json").is_file():
         verify(file.parent)
     elif file.is_file():
         output.notice(f"{file}: no manifest beside it; its content cannot be verified")

@@ -2,10 +2,12 @@
 and completion need no torch; this is also the one place that turns errors into messages and exit codes.
 """
 
+import errno
 import os
+import signal
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -127,6 +129,7 @@ def train(
 ) -> None:
     """Train a model. stdout carries the run directory alone: run=$(vae train --preset vae-mnist)."""
     output.configure(quiet)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a run outlives whoever was reading its messages
     from vaecli.commands import train as command
 
     flags = {
@@ -293,6 +296,8 @@ def config_validate(files: Annotated[list[str], typer.Argument(help="YAML files.
 def main() -> None:
     """Run the command; the only place where errors become messages and exit codes."""
     output.ensure_streams()
+    # As any Unix producer: end quietly (141 to the shell) when the reader of a pipe goes away.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
@@ -308,8 +313,12 @@ def main() -> None:
 
 def _unexpected(error: Exception) -> int:
     """Exit code of an error nobody foresaw: the machine's limits are 5, the rest is a bug."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if output.is_out_of_memory(error):
         output.error("out of memory", "take smaller batches, fewer images, or another --device")
+        return 5
+    limits = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+    if isinstance(error, OSError) and error.errno in limits:
+        output.error(f"{error.filename or 'writing'}: {error.strerror}", "free some space, or write elsewhere")
         return 5
     if os.environ.get("VAE_DEBUG"):
         traceback.print_exc()
@@ -318,8 +327,3 @@ def _unexpected(error: Exception) -> int:
         "this is a bug in vae: please report it with the output of VAE_DEBUG=1 vae ...",
     )
     return 1
-
-
-def command_line() -> Any:
-    """The command object, for tests."""
-    return typer.main.get_command(app)

@@ -1,10 +1,10 @@
 """The configuration of a run: YAML and overrides in, one checked, frozen `RunConfig` out.
 
-Layers, lowest first: defaults, preset, `--config FILE`, environment, flags, `--set a.b=c`. Each value remembers where
+Layers, lowest first: defaults, preset, `--config FILE`, flags, `--set a.b=c`. Each value remembers where
 it came from, so that every mistake is reported at once, with file and line, and `vae config show --origin` can tell.
 """
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from vaecli import registry
 from vaecli.errors import ConfigError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_DEPTH = 64
+MAX_YAML_KEYS = 500
+MAX_MISTAKES = 20  # of one section, that are listed
 
 # ------------------------------------------------------------------ sections that belong to no single model or dataset
 
@@ -35,7 +37,8 @@ class _Optim(Section):
     grad_clip: Weight | None = None  # largest 2-norm of the gradient of one phase
 
 
-Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+_Rate = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[_Rate, _Rate], Field(strict=False)]
 
 
 class Adam(_Optim):
@@ -68,6 +71,12 @@ class SGD(_Optim):
     name: Literal["sgd"]
     momentum: NonNegative = 0.0
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> "SGD":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 OPTIMS: tuple[type[_Optim], ...] = (Adam, AdamW, Adagrad, RMSprop, SGD)
@@ -159,7 +168,9 @@ class Tree:
     def origin(self, path: Key, exact: bool = False) -> str | None:
         """Where the value at `path`, or (unless `exact`) the nearest section around it, was written."""
         if exact:
-            return self.origins.get(path)
+            # `likelihood: bernoulli` stands for `likelihood.name`
+            shorthand = path[-1] == "name" and isinstance(self._at(path[:-1]), str)
+            return self.origins.get(path[:-1] if shorthand else path)
         for end in range(len(path), 0, -1):
             if path[:end] in self.origins:
                 return self.origins[path[:end]]
@@ -241,6 +252,8 @@ def _construct(node: yaml.Node, path: Key, origins: dict[Key, str], where: str) 
         origins[path] = f"{where}:{line}"
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
+        if len(node.value) > MAX_YAML_KEYS:
+            raise ConfigError(f"{where}:{line}: more than {MAX_YAML_KEYS} keys")
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None:
@@ -293,7 +306,10 @@ def read_file(path: Path) -> Tree:
 
 def parse_value(text: str, origin: str) -> Any:
     """The value of `--set key=value`, read as YAML."""
-    return parse_yaml(f"value: {text}" if text else 'value: ""', origin).values["value"]
+    values = parse_yaml(f"value: {text}" if text else 'value: ""', origin).values
+    if list(values) != ["value"]:
+        raise ConfigError(f"{origin}: one value is expected")
+    return values["value"]
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -341,6 +357,8 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
         from vaecli import data
 
         value = {**value, **data.parse(value["name"])}
+        if isinstance(value.get("path"), str):  # a checkpoint is used from other directories than its run's
+            value["path"] = os.path.abspath(os.path.expanduser(value["path"]))
     if not isinstance(value.get("name"), str):
         raise ConfigError(
             _place(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
@@ -359,18 +377,24 @@ def _place(tree: Tree, path: Key) -> str:
 
 def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[str]:
     lines: list[str] = []
-    for item in error.errors(include_url=False):
+    mistakes = error.errors(include_url=False)
+    for item in mistakes[:MAX_MISTAKES]:
         path = _tree_path((section, *(str(part) for part in item["loc"])), tree.values)
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "no such option" + registry.nearest(path[-1], _siblings(section, path, tree.values))
         elif item["type"] == "missing":
             message = "is required"
+        elif item["type"] == "union_tag_invalid":
+            known = [word.strip("' ") for word in str(item["ctx"]["expected_tags"]).split(",")]
+            message = f"there is no {str(item['ctx']['tag'])[:60]!r}{registry.nearest(str(item['ctx']['tag']), known)}"
         elif "input" in item and not isinstance(item["input"], dict):
             message = f"{message[:1].lower()}{message[1:]} (got {str(item['input'])[:60]!r})"
         line = _place(tree, path) + f"{'.'.join(path)}: {message}"
         if line not in lines and not any(line.startswith(_place(tree, path) + ".".join(path)) for line in lines):
             lines.append(line)
+    if len(mistakes) > MAX_MISTAKES:
+        lines.append(f"{section}: and {len(mistakes) - MAX_MISTAKES} more mistakes")
     return lines
 
 
@@ -422,17 +446,6 @@ def _section_classes(annotation: Any) -> list[type[Section]]:
 def dump(config: RunConfig) -> str:
     """The configuration as YAML text that `--config` reads back."""
     return yaml.safe_dump(config.to_tree(), sort_keys=False, default_flow_style=None, width=110)
-
-
-def from_json(text: str, where: str) -> RunConfig:
-    """The configuration stored in a checkpoint. ConfigError if it is not one this version understands."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{where}: the stored configuration is not JSON") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: the stored configuration is not a mapping")
-    return build(Tree(values, {}))
 
 
 def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -49,6 +49,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain products, which have one
+            grad_bias = grad.sum(0) if ctx.has_bias else None
+            return grad @ weight, grad.t() @ x, grad_bias, None
         grad_x = ctx.op(grad, weight.t(), None, "none", [], "") if ctx.needs_input_grad[0] else None
         grad_weight = ctx.op(grad.t(), x.t(), None, "none", [], "") if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, grad.sum(0) if ctx.has_bias else None, None

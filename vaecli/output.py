@@ -40,11 +40,17 @@ def configure(quiet: bool) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def safe(text: object) -> str:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is the machine's want of memory; torch on the CPU reports it as a plain RuntimeError."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def safe(text: object, allowed: str = "\n\t") -> str:
     """Text with control and bidirectional characters escaped, so that a file's content cannot drive the terminal."""
     return "".join(
         c
-        if c in "\n\t" or (c.isprintable() and c not in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068")
+        if c in allowed or (c.isprintable() and c not in "\u202a\u202b\u202d\u202e\u2066\u2067\u2068")
         else ascii(c)[1:-1]
         for c in str(text)
     )
@@ -168,7 +174,7 @@ def table(
     if to_stderr and _quiet:
         return
     if not stream.isatty():
-        lines = ["\t".join(headers), *("\t".join(row) for row in rows)]
+        lines = ["\t".join(safe(cell, "") for cell in row) for row in (headers, *rows)]
         if to_stderr:
             _stderr("\n".join(lines))
         else:

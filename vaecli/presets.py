@@ -6,7 +6,7 @@ A preset may name another one in `extends`; what it says itself wins.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaecli import registry
 from vaecli.errors import ConfigError
@@ -48,25 +48,32 @@ def find(name: str) -> Path:
 
 def load(name: str) -> "Tree":
     """The merged tree of a preset and what it extends."""
+    return load_file(find(name), f"preset {name}")
+
+
+def load_file(path: Path, origin: str | None = None) -> "Tree":
+    """The merged tree of a YAML file and of the presets it extends; `origin` stands for its path in messages."""
     from vaecli import config  # here, so that listing presets needs no YAML
 
-    chain: list[str] = []
-    trees: list[tuple[Path, Any]] = []
-    next_name: str | None = name
-    while next_name is not None:
-        if next_name in chain:
-            raise ConfigError(f"preset {name}: `extends` goes round in a circle: {' -> '.join([*chain, next_name])}")
-        chain.append(next_name)
-        path = find(next_name) if not trees else _base(next_name, trees[-1][0])
+    chain: list[Path] = []
+    trees: list[Tree] = []
+    while True:
+        if path in chain:
+            names = " -> ".join(p.stem for p in [*chain, path])
+            raise ConfigError(f"{origin or path}: `extends` goes round in a circle: {names}")
+        chain.append(path)
         tree = config.read_file(path)
-        tree.origins = {k: v.replace(str(path), f"preset {next_name}") for k, v in tree.origins.items()}
+        if origin is not None:
+            tree.origins = {k: v.replace(str(path), origin) for k, v in tree.origins.items()}
+        trees.append(tree)
         parent = tree.values.pop("extends", None)
-        if parent is not None and not isinstance(parent, str):
+        if parent is None:
+            break
+        if not isinstance(parent, str):
             raise ConfigError(f"{path}: `extends` takes one preset's name")
-        trees.append((path, tree))
-        next_name = parent
+        path, origin = _base(parent, path), f"preset {parent}"
     merged = config.Tree()
-    for _, tree in reversed(trees):
+    for tree in reversed(trees):
         merged.merge(tree)
     return merged
 

@@ -8,6 +8,7 @@ runs/beta-vae-dsprites-s0-20261120T231500Z-3fa9/
   checkpoints/   see vaecli.checkpoint
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -91,7 +92,8 @@ class RunDir:
         self._metrics = path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        self._metrics.close()
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            self._metrics.close()
         logging.getLogger("vaecli").removeHandler(self._handler)
         self._handler.close()
         self._lock.truncate(0)
@@ -124,9 +126,10 @@ def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> 
             if path.exists() and force:
                 if not (path / "run.json").is_file():
                     raise ConfigError(f"{path}: exists and is not a run directory; --force does not remove it")
-                RunDir(path).close()  # refuses while another process is at work in it
+                held = RunDir(path)  # refuses while another process is at work in it
                 for entry in path.iterdir():
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                held.close()
             path.mkdir(exist_ok=force)
         (path / "checkpoints").mkdir()
     except FileExistsError:

@@ -4,7 +4,9 @@ Everything that depends on time is a pure function of (seed, step): the batch, t
 to save is the weights, the optimizers and the step, and a resumed run repeats what an uninterrupted one would do.
 """
 
+import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +20,7 @@ from torch import Tensor
 from vaecli import checkpoint, device, output, schedules
 from vaecli.batch import Batch, Split
 from vaecli.config import OptimConfig, RunConfig
-from vaecli.errors import Diverged, Interrupted, MachineError
+from vaecli.errors import Diverged, InputError, Interrupted, MachineError
 from vaecli.models.base import Model
 from vaecli.rundir import RunDir
 
@@ -51,8 +53,10 @@ class Stop:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Within: the first INT, TERM or HUP stops after the step, a second at once; USR1 saves and goes on."""
-        old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._save)
+        wanted = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._stop)
+        wanted[signal.SIGUSR1] = self._save
+        # What the caller has the process ignore (nohup, `vae train &` in a script) stays ignored.
+        old = {s: signal.signal(s, f) for s, f in wanted.items() if signal.getsignal(s) is not signal.SIG_IGN}
         try:
             yield
         finally:
@@ -61,8 +65,6 @@ class Stop:
 
     def _stop(self, number: int, _: Any) -> None:
         if self.signal is not None:
-            import os
-
             os._exit(128 + number)  # the last committed checkpoint is intact by construction
         self.signal = number
         output.notice("stopping after this step and saving; press again to stop now")
@@ -123,7 +125,10 @@ class TrainState:
         return {"seconds": self.seconds, "window": self.window, "window_steps": self.window_steps}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `values` gave. CheckpointError if it does not fit the optimizers."""
+        """Put back what `tensors` and `values` gave. CheckpointError if it does not fit the optimizers.
+
+        Checked to the shape: a fused optimizer trusts its state and would read past the end of a smaller tensor.
+        """
         try:
             self.step, self.seconds = int(values["step"]), float(values["seconds"])
             self.window = {str(k): float(v) for k, v in values["window"].items()}
@@ -134,9 +139,38 @@ class TrainState:
                     owner, index, key = name.split("/")
                     if owner == phase:
                         state.setdefault(int(index), {})[key] = tensor
+                check_optimizer_state(state, optimizer, self.step)
                 optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise checkpoint.CheckpointError(f"the trainer's state does not fit this model: {error!r}") from None
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise checkpoint.CheckpointError(f"the trainer's state does not fit this model: {error}") from None
+
+
+STATE_KEYS: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.Adagrad: {"step", "sum"},
+    torch.optim.RMSprop: {"step", "square_avg", "momentum_buffer"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
+def check_optimizer_state(
+    state: Mapping[int, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """ValueError unless every tensor belongs to a parameter, has its shape (or is the step count), and is finite."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if step > 0 and not state and not isinstance(optimizer, torch.optim.SGD):
+        raise ValueError("the optimizer's tensors are missing")
+    if any(index not in range(len(parameters)) for index in state):
+        raise ValueError("the optimizer has tensors for more parameters than the model")
+    for index, entry in state.items():
+        wanted = STATE_KEYS[type(optimizer)]
+        if not entry.keys() <= wanted or (entry.keys() ^ wanted) - {"momentum_buffer"}:
+            raise ValueError(f"the optimizer's tensors of parameter {index} are {sorted(entry)}")
+        for key, tensor in entry.items():
+            shape = torch.Size() if key == "step" else parameters[index].shape
+            if tensor.shape != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise ValueError(f"the optimizer's {key} of parameter {index} is not usable")
 
 
 @dataclass(frozen=True)
@@ -174,6 +208,8 @@ def fit(
     def save() -> None:
         nonlocal saved, clock
         state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
+        if not all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point()):
+            raise Diverged(f"training diverged: the weights are not finite after step {state.step:,}", remedy(run))
         checkpoint.commit(
             run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values()
         )
@@ -275,7 +311,7 @@ def evaluate(model: Model, split: Split, config: RunConfig, step: int, stop: Sto
     sums: dict[str, float] = {}
     kl_D: Tensor | None = None
     seen = 0
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a loss may take gradients of its own inside
         for i, batch in enumerate(split.batches(max(256, config.train.batch_size))):
             if stop.signal is not None:
                 return None
@@ -297,7 +333,7 @@ def evaluate(model: Model, split: Split, config: RunConfig, step: int, stop: Sto
     record: dict[str, Any] = {name: total / seen for name, total in sums.items()}
     record = {name: value if math.isfinite(value) else None for name, value in record.items()}
     if kl_D is not None:
-        record["kl_j"] = [round(v, 6) for v in (kl_D / seen).tolist()]
+        record["kl_j"] = [round(v, 6) if math.isfinite(v) else None for v in (kl_D / seen).tolist()]
     return {**record, "images": seen}
 
 
@@ -306,8 +342,6 @@ def check_first_batch(batch: Batch) -> None:
     low, high = float(batch.x_BCHW.min()), float(batch.x_BCHW.max())
     if not (math.isfinite(low) and math.isfinite(high) and low >= 0.0 and high <= 1.0):
         bad = (~((batch.x_BCHW >= 0) & (batch.x_BCHW <= 1))).flatten(1).any(dim=1).nonzero()[0, 0]
-        from vaecli.errors import InputError
-
         raise InputError(
             f"image {int(batch.index_B[bad])} holds values outside [0, 1] (from {low:g} to {high:g} in its batch)",
             "scale the images to [0, 1]",
@@ -318,8 +352,6 @@ def diverged(
     run: RunDir, model: Model, state: TrainState, batch: Batch, phase: str, values: Mapping[str, float]
 ) -> None:
     """Write diverged.json and raise. The optimizer has not moved, so the weights are those of the last finite step."""
-    import json
-
     with torch.inference_mode():
         logvar = model.posterior(batch.x_BCHW).logvar_BD
     largest = None if logvar is None else float(logvar.abs().max())
@@ -334,8 +366,16 @@ def diverged(
     bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
     raise Diverged(
         f"training diverged at step {state.step:,}: {bad} not finite; details in {run.path / 'diverged.json'}",
-        "lower optim.lr, or set optim.grad_clip; the last checkpoint of the run is intact",
+        remedy(run),
     )
+
+
+def remedy(run: RunDir) -> str:
+    """What to try after a divergence, and what there is to go on from."""
+    last = "no checkpoint was saved yet"
+    if (run.checkpoints / "latest").exists():
+        last = f"to go on from the last good checkpoint, vae train --init-from {run.path} with other settings"
+    return f"lower optim.lr, or set optim.grad_clip; {last}"
 
 
 @contextmanager
@@ -343,7 +383,9 @@ def memory_errors(batch_size: int, shape: tuple[int, ...]) -> Iterator[None]:
     """Turn running out of memory into an error with the remedies."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not output.is_out_of_memory(error):
+            raise
         raise MachineError(
             f"out of memory with batches of {batch_size} images of shape {'x'.join(map(str, shape))}",
             "lower train.batch_size, take a smaller model.net, or use another --device",

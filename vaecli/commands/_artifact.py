@@ -73,11 +73,7 @@ def write(output: str | None, default_name: str, data: bytes, force: bool) -> st
     """
     name = check(output, default_name, force)
     if name == "-":
-        if sys.stdout is None:
-            raise MachineError("stdout is closed")
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        streams.result_bytes(data)
         return name
     target = Path(os.path.realpath(name))
     try:

@@ -1,6 +1,7 @@
 """`vae analyze`: which latents are in use, over a whole split."""
 
 import csv as csv_format
+import io
 import math
 import sys
 
@@ -38,7 +39,7 @@ def run(
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
     loaded = checkpoints.load(checkpoint, devices.pick(device))
-    dataset = data.load(loaded.config.data)
+    dataset = data.load(loaded.config.data, loaded.info)
     view = dataset.split(split or "test")
     images = len(view) if limit is None else min(limit, len(view))
     instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""
@@ -70,11 +71,12 @@ def run(
         })  # fmt: skip
         return
     if csv:
-        writer = csv_format.writer(sys.stdout, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv_format.writer(text, lineterminator="\n")
         writer.writerow(FIELDS)
         for record in diagnosis.records(stats, names):
             writer.writerow(["" if record[field] is None else record[field] for field in FIELDS])
-        sys.stdout.flush()
+        streams.result(text.getvalue().rstrip("\n"))
     else:
         headers, rows, styles = diagnosis.table_rows(stats, names)
         streams.table(headers, rows, styles=styles)

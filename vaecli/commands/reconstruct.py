@@ -69,7 +69,7 @@ def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tens
     """The images (B, C, H, W), a name for each, and in words where they are from."""
     if images:
         return torch.stack([_artifact.read_image(path, loaded.info.shape) for path in images]), images, "files"
-    view = data.load(loaded.config.data).split(split)
+    view = data.load(loaded.config.data, loaded.info).split(split)
     if view.name != split:
         streams.notice(f"the data set has no split {split}: using {view.name}")
     batch = view.take(n)

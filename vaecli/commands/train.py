@@ -1,5 +1,7 @@
 """`vae train`: from a resolved configuration to a run directory with checkpoints."""
 
+import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -9,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaecli import checkpoint, data, device, fast, models, output, presets, rundir, schedules, trainer
+from vaecli import checkpoint, data, device, fast, models, output, presets, registry, rundir, schedules, trainer
 from vaecli import config as configs
 from vaecli.batch import DataInfo
+from vaecli.commands._meter import Meter
 from vaecli.config import RunConfig
-from vaecli.data.base import Dataset
-from vaecli.diagnosis import latent_statistics, table_rows, verdict
+from vaecli.data.base import Dataset, SplitView
+from vaecli.diagnosis import latent_statistics, limited, table_rows, verdict
 from vaecli.errors import ConfigError, MachineError, VaeError
 from vaecli.models.base import Model
 
@@ -45,7 +48,7 @@ def resolve(layers: Layers) -> configs.Tree:
     if layers.preset is not None:
         tree.merge(presets.load(layers.preset))
     if layers.config_file is not None:
-        tree.merge(configs.read_file(Path(layers.config_file)))
+        tree.merge(presets.load_file(Path(layers.config_file)))
     for key, (flag, value) in layers.flags.items():
         if key == "data.name":
             tree.merge(configs.Tree({"data": data.parse(value)}, {("data",): flag}))
@@ -59,9 +62,16 @@ def resolve(layers: Layers) -> configs.Tree:
     return tree
 
 
+def names_a_run(layers: Layers) -> bool:
+    """Whether a preset, file, model or data set is named, so that the rest of the settings are meant to be defaults."""
+    named = {"data", "data.name", "model", "model.name"}
+    set_keys = {text.partition("=")[0] for text in layers.sets}
+    return bool(layers.preset or layers.config_file or named & (layers.flags.keys() | set_keys))
+
+
 def with_default(layers: Layers) -> Layers:
     """The layers, with the default preset below them where neither a setting nor a model nor data is named."""
-    if layers.preset or layers.config_file or {"data.name", "model.name"} & layers.flags.keys():
+    if names_a_run(layers):
         return layers
     output.notice(f"no preset, configuration, model or data named: using --preset {DEFAULT_PRESET}")
     return layers._replace(preset=DEFAULT_PRESET)
@@ -112,15 +122,18 @@ def run(
     if resume == "auto":
         if name is None:
             raise ConfigError("--resume auto needs --name, to know which run to look for")
-        if (parent / name / "checkpoints" / "latest").exists():
-            resume = str(parent / name)
+        rundir.check_name(name)
+        started_before = (parent / name / "run.json").is_file()
+        if started_before and any((parent / name / "checkpoints").glob("step-*")):
+            resume, name, runs_dir, init_from = str(parent / name), None, None, None
         else:
             output.notice(f"{parent / name}: nothing to resume; starting afresh")
-            resume = None
+            resume, force = None, force or started_before  # killed before its first checkpoint: nothing is lost
     if resume is not None:
-        if init_from is not None:
-            raise ConfigError("--resume continues a run, --init-from starts a new one: give one of them")
-        _resume(Path(resume), resolve(layers), where, limit, json)
+        given = {"--init-from": init_from, "--name": name, "--runs-dir": runs_dir, "--force": force}
+        if idle := [flag for flag, value in given.items() if value]:
+            raise ConfigError(f"--resume continues a run where it is; leave {', '.join(idle)} out")
+        _resume(Path(resume), layers, where, limit, dry_run, json)
         return
     layers = with_default(layers)
     tree = resolve(layers)
@@ -133,62 +146,68 @@ def run(
         return
     dataset = data.load(config.data)
     device.seed(config.seed, "init")
+    _check_labels(config, dataset.info)
     model = models.build(config.model, dataset.info)
-    _check_labels(model, config)
     model.to(where)
     if init_from is not None:
         _take_weights(model, init_from)
     else:
         device.seed(config.seed, "begin")
-        model.begin(dataset.split("train"))
+        model.begin(dataset.training(config.seed))
+    state = trainer.TrainState.fresh(model, config)
     _check_disk(parent, model, config)
     run_dir = rundir.create(parent, f"{prefix}-s{config.seed}", name, force)
     run_dir.write("config.yaml", configs.dump(config))
     run_dir.status(**rundir.provenance(), device=device.describe(where), data=dataset.info.source, preset=prefix)
-    state = trainer.TrainState.fresh(model, config)
     _train(run_dir, model, config, state, dataset, where, limit, started, json)
 
 
-def _resume(path: Path, tree: configs.Tree, where: torch.device, limit: float | None, json: bool) -> None:
+def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None, dry_run: bool, json: bool) -> None:
     started = time.monotonic()
     if not path.exists():
         raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
-    if path.parent.name == "checkpoints" and path.is_dir():  # one step directory: never fall back to another
-        path = path.resolve()
-        run_dir, step_dir = rundir.RunDir(path.parent.parent), path
-        checkpoint.verify(step_dir)
-    else:
-        if not (path / "run.json").is_file():
-            raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
-        run_dir = rundir.RunDir(path)
-        step_dir = checkpoint.newest_intact(path)
+    one_step = path.parent.name == "checkpoints" and path.is_dir()  # named by hand: never fall back to another
+    run_path = path.resolve().parent.parent if one_step else path
+    if not (run_path / "run.json").is_file():
+        raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
+    run_dir = rundir.RunDir(run_path)
+    if one_step:
+        checkpoint.verify(path)
+    step_dir = path.resolve() if one_step else checkpoint.newest_intact(path)
     loaded = checkpoint.load_model(step_dir / checkpoint.MODEL_FILE, where)
-    config = _changed(loaded.config, tree)
+    config = _changed(loaded.config, layers)
     if config.train.steps < loaded.step and loaded.model.phases:
-        raise ConfigError(f"{run_dir.path} is at step {loaded.step:,}, past train.steps = {config.train.steps:,}")
+        raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.steps:,}")
     if not loaded.model.phases or config.train.steps == loaded.step:
-        output.notice(f"{run_dir.path} is finished at step {loaded.step:,}: nothing to do")
-        _result(run_dir.path, "finished", loaded.step, {}, json)
+        output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
+        _result(run_path, "finished", loaded.step, {}, json)
         return
-    dataset = data.load(config.data)
-    if dataset.info.source.get("sha256") != loaded.info.source.get("sha256"):
-        output.warning("the images are not those the run was started on: continuing is not bit-exact")
+    if dry_run:
+        output.notice(f"would resume {run_path} at step {loaded.step:,}")
+        _dry_run(config, where, run_path, json)
+        return
+    dataset = data.load(config.data, loaded.info)
     state = trainer.TrainState.fresh(loaded.model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
+    checkpoint.clean_up(run_dir.checkpoints, state.step)
     run_dir.truncate_metrics(state.step)
     run_dir.write("config.yaml", configs.dump(config))
-    run_dir.status(**{k: v for k, v in rundir.provenance().items() if k in ("pid", "host")}, resumed_at=state.step)
-    output.notice(f"resuming {run_dir.path} at step {state.step:,}")
+    run_dir.status(**rundir.provenance(), device=device.describe(where), resumed_at=state.step)
+    output.notice(f"resuming {run_path} at step {state.step:,}")
+    if where.type != "cpu":
+        output.notice("on this device the continuation is not bit-exact")
     _train(run_dir, loaded.model, config, state, dataset, where, limit, started, json)
 
 
-def _changed(old: RunConfig, tree: configs.Tree) -> RunConfig:
+def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     """The run's own configuration with the changes asked for, if they are of the kind a run may take."""
+    tree = resolve(layers)
     if not tree.values:
         return old
-    merged = configs.Tree(old.to_tree(), {})
-    merged.merge(tree)
-    new = configs.build(merged)
+    if not names_a_run(layers):  # only changes; otherwise the whole command line again, as a scheduler repeats it
+        changes, tree = tree, configs.Tree(old.to_tree(), {})
+        tree.merge(changes)
+    new = configs.build(tree)
     refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if k not in MAY_CHANGE]
     if refused:
         raise ConfigError(
@@ -216,9 +235,12 @@ def _take_weights(model: Model, path: str) -> None:
     output.notice(f"weights from {loaded.path} (step {loaded.step:,}); the steps count from 0")
 
 
-def _check_labels(model: Model, config: RunConfig) -> None:
-    if config.data.labelled is not None and not model.uses_labels:
+def _check_labels(config: RunConfig, info: DataInfo) -> None:
+    uses_labels = registry.load("model", config.model.name).Model.uses_labels
+    if config.data.labelled is not None and not uses_labels:
         raise ConfigError(f"data.labelled is set, but {config.model.name} uses no labels", "leave data.labelled out")
+    if uses_labels and not info.factor_names:
+        raise ConfigError(f"{config.model.name} needs labels, but {info.name} has none", "take data with labels")
 
 
 def _check_disk(parent: Path, model: Model, config: RunConfig) -> None:
@@ -243,8 +265,8 @@ def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -
     """Everything short of the work: resolve, look at the data, build on the meta device, and say what would happen."""
     dataset = data.load(config.data)
     with torch.device("meta"):
-        model = models.build(config.model, dataset.info)
-    _check_labels(model, config)
+        _check_labels(config, dataset.info)
+    model = models.build(config.model, dataset.info)
     _check_disk(target.parent, model, config)
     parameters = sum(p.numel() for p in model.parameters())
     _banner(model, config, dataset, where)
@@ -317,39 +339,30 @@ def _train(
     json: bool,
 ) -> None:
     _banner(model, config, dataset, where)
-    if config.train.fast and fast.accelerate(model):
-        output.notice("fast       " + ", ".join(fast.accelerate(model)))
+    if config.train.fast and (applied := fast.accelerate(model)):
+        output.notice("fast       " + ", ".join(applied))
     output.notice(f"run        {run_dir.path}")
     stop = trainer.Stop(limit)
+    meter = Meter(config, state, started)
     code, status, evaluation = 1, "failed", {}
     try:
-        with (
-            stop.signals(),
-            trainer.memory_errors(config.train.batch_size, dataset.info.shape),
-            Meter(config, state, stop, started) as meter,
-        ):
+        with stop.signals(), trainer.memory_errors(config.train.batch_size, dataset.info.shape):
             run_dir.status(status="running")
-            held_out = dataset.split("val")
-            outcome = trainer.fit(
-                run_dir,
-                model,
-                config,
-                state,
-                dataset.stream(config.seed, config.train.batch_size),
-                dataset.split("train"),
-                held_out,
-                stop,
-                meter.report,
-            )
-        code, status, evaluation = 0, outcome.status, outcome.evaluation
-        output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
-        _final_table(run_dir, model, dataset, config, state.step)
+            stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.split("val")
+            with meter:
+                outcome = trainer.fit(
+                    run_dir, model, config, state, stream, dataset.training(config.seed), held_out, stop, meter.report
+                )
+            code, status, evaluation = 0, outcome.status, outcome.evaluation
+            output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
+            _final_table(model, held_out, config, state.step, stop)
     except VaeError as error:
         code = error.exit_code
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
         raise
     finally:
-        run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         run_dir.close()
     _result(run_dir.path, status, state.step, evaluation, json)
 
@@ -361,95 +374,17 @@ def _result(path: Path, status: str, step: int, evaluation: Mapping[str, Any], j
         output.result(str(path))
 
 
-def _final_table(run_dir: rundir.RunDir, model: Model, dataset: Dataset, config: RunConfig, step: int) -> None:
-    """The per-latent table over (at most 10,000) held-out images, on stderr, and the verdict."""
+def _final_table(model: Model, held_out: SplitView, config: RunConfig, step: int, stop: trainer.Stop) -> None:
+    """The per-latent table over (at most `train.eval_images`) held-out images, on stderr, and the verdict."""
+    if stop.signal is not None:
+        return
     model.eval()
-    split = dataset.split("val")
     device.seed(config.seed, "final")
-    batches, seen = [], 0
-    for batch in split.batches(500):
-        batches.append(batch)
-        seen += len(batch.x_BCHW)
-        if seen >= config.train.eval_images:
-            break
-    with torch.inference_mode():
-        statistics = latent_statistics(model, iter(batches), model.hyper(step))
-    headers, rows, styles = table_rows(statistics, model.latent_names())
-    output.table(headers, rows, styles=styles, title=f"latents over {seen:,} images ({split.name})", to_stderr=True)
-    name, sentences = verdict(
-        statistics, model.latent_names(), model.hyper(step), step=step, standard_prior=len(model.groups) == 1
-    )
-    output.notice(f"verdict: {name}. {' '.join(sentences)}")
-
-
-class Meter:
-    """Progress on stderr: a bar on a terminal, else a line at a record, at most one in 10 seconds."""
-
-    def __init__(self, config: RunConfig, state: trainer.TrainState, stop: trainer.Stop, started: float) -> None:
-        self._total = config.train.steps
-        self._batch = config.train.batch_size
-        self._first = state.step
-        self._started = started
-        self._bars: Any = None
-        self._clock = self._spoken = time.monotonic()
-        self._first_step: float | None = None
-        self._last = state.step
-
-    def __enter__(self) -> "Meter":
-        if output.interactive():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bars = Progress(
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", markup=False),
-                console=output.stderr_console(),
-                transient=True,
-                refresh_per_second=4,
-            )
-            self._bars.start()
-            self._task = self._bars.add_task("starting", total=self._total, completed=self._first)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def rate(self) -> float:
-        """Images a second since the first step of this sitting."""
-        seconds = time.monotonic() - (self._first_step or time.monotonic())
-        return (self._last - self._first - 1) * self._batch / seconds if seconds > 0 else 0.0
-
-    def summary(self) -> str:
-        return (
-            f"{self.rate():,.0f} images/s, first step after {(self._first_step or self._clock) - self._started:.1f} s"
-        )
-
-    def report(self, state: trainer.TrainState, means: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if self._first_step is None:
-            self._first_step = now
-        self._last = state.step
-        if self._bars is not None:
-            if now - self._clock > 0.2 or means:
-                self._clock = now
-                self._bars.update(self._task, completed=state.step)
-                if means:
-                    self._bars.update(self._task, description=self._line(means))
-        elif means and (now - self._spoken >= 10.0 or state.step >= self._total):
-            self._spoken = now
-            left = (self._total - state.step) * self._batch / max(self.rate(), 1e-9)
-            output.notice(f"step {state.step:,}/{self._total:,}  {self._line(means)}  {left / 60:,.0f} min left")
-
-    def _line(self, means: Mapping[str, float]) -> str:
-        shown = [f"{k} {means[k]:.2f}" for k in ("elbo", "recon", "kl") if k in means]
-        others = [f"{k} {v:.2f}" for k, v in means.items() if k not in ("elbo", "recon", "kl", "loss", "grad_norm")]
-        return "  ".join(
-            [
-                *(shown or [f"loss {means.get('loss', float('nan')):.2f}"]),
-                *others,
-                "nats",
-                f"{self.rate():,.0f} images/s",
-            ]
-        )
+    unless_stopped = itertools.takewhile(lambda _: stop.signal is None, held_out.batches(500))
+    statistics = latent_statistics(model, limited(unless_stopped, config.train.eval_images), model.hyper(step))
+    names = model.latent_names()
+    headers, rows, styles = table_rows(statistics, names)
+    title = f"latents over {statistics.n:,} images ({held_out.name})"
+    output.table(headers, rows, styles=styles, title=title, to_stderr=True)
+    found = verdict(statistics, names, model.hyper(step), step=step, standard_prior=len(model.groups) == 1)
+    output.notice(f"verdict: {found.name}. {' '.join(found.sentences)}")

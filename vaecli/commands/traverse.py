@@ -118,7 +118,7 @@ def _index(text: str, names: Sequence[str]) -> int:
 def _dataset(loaded: Loaded) -> tuple[Dataset | None, VaeError | None]:
     """The data set named in the checkpoint, or why it cannot be had."""
     try:
-        return data.load(loaded.config.data), None
+        return data.load(loaded.config.data, loaded.info), None
     except (ConfigError, InputError, MachineError) as error:
         return None, error
 
@@ -139,7 +139,9 @@ def _centre(
     if center == "prior":
         if stats is not None and stats.kl_D is None:
             return Centre(stats.mean_D.float().to(model.device), "the mean code")
-        return Centre(torch.zeros(len(model.latent_names()), device=model.device), "0")
+        if len(model.groups) == 1:
+            return Centre(torch.zeros(len(model.latent_names()), device=model.device), "0")
+        return Centre(model.prior(1, temperature=0.0)[0], "the prior's mean")  # a lower group's depends on the upper
     if center.isascii() and center.isdigit():
         if dataset is None:
             assert missing is not None

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from vaecli import registry
+from vaecli import output, registry
 from vaecli.data._paths import cache_dir, data_dir
-from vaecli.errors import ConfigError
+from vaecli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from vaecli.batch import DataInfo
     from vaecli.data.base import DataConfig, Dataset
 
 __all__ = ["cache_dir", "data_dir", "load", "parse"]
@@ -30,11 +31,20 @@ def parse(spec: str) -> dict[str, str]:
     return {"name": name, "path": path}
 
 
-def load(config: "DataConfig") -> "Dataset":
+def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset":
     """The data set that a checked configuration describes, in memory.
+
+    `trained_on`: what a model was trained on; InputError if the images now have another shape, a warning if they are
+    others.
 
     ConfigError for options that do not fit the data, InputError for files that cannot be used, MachineError for want
     of memory, disk or network.
     """
     dataset: Dataset = registry.load("dataset", config.name).load(config)
+    if trained_on is not None:
+        if dataset.info.shape != trained_on.shape:
+            now, then = ("x".join(map(str, info.shape)) for info in (dataset.info, trained_on))
+            raise InputError(f"{config.name}: the images are {now} now, the model was trained on {then}")
+        if dataset.info.source.get("sha256") != trained_on.source.get("sha256"):
+            output.warning(f"{config.name}: the images are not those the model was trained on")
     return dataset

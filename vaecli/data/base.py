@@ -183,6 +183,10 @@ class Dataset:
         index = torch.arange(len(self.images), device=self.images.device) if name == "all" else self.splits[name]
         return SplitView(self, name, index)
 
+    def training(self, seed: int) -> "SplitView":
+        """The split `train` with the labels that `labelled` lets a model of this seed see; the others are -1."""
+        return SplitView(self, "train", self.splits["train"], _visible_labels(self, seed))
+
     def stream(self, seed: int, batch_size: int) -> "Stream":
         """The endless sequence of training batches that `seed` stands for."""
         return Stream(self, seed, batch_size)
@@ -201,6 +205,7 @@ class SplitView:
     dataset: Dataset
     name: str
     indices: Tensor
+    labels: Tensor | None = None  # in place of the data set's
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -208,11 +213,11 @@ class SplitView:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All of it; the last batch may be smaller."""
         for start in range(0, len(self), batch_size):
-            yield self.dataset.batch(self.indices[start : start + batch_size])
+            yield self.dataset.batch(self.indices[start : start + batch_size], self.labels)
 
     def take(self, n: int) -> Batch:
         """The first n images (all, if there are fewer) as one batch."""
-        return self.dataset.batch(self.indices[:n])
+        return self.dataset.batch(self.indices[:n], self.labels)
 
 
 class Stream:

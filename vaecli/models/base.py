@@ -150,8 +150,13 @@ class NetModel(Model):
     def begin(self, train: Split) -> None:
         if self.config.output_bias == "data":
             # A training split is in random order: its first images are a fair sample.
-            x_BCHW = next(train.batches(10_000)).x_BCHW
-            nets.set_output_bias(self.decoder, self.likelihood.raw(x_BCHW.double().mean(dim=0)))
+            sums, seen = torch.zeros(self.info.shape, dtype=torch.float64), 0
+            for batch in train.batches(256):
+                sums += batch.x_BCHW.cpu().double().sum(dim=0)
+                seen += len(batch.x_BCHW)
+                if seen >= 10_000:
+                    break
+            nets.set_output_bias(self.decoder, self.likelihood.raw(sums / seen))
 
     def decode(self, z_BD: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(z_BD))
