@@ -80,7 +80,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixels:
     return net
 
 
-def gone(config: object) -> Dataset:
+def gone(config: object, trained_on: object) -> Dataset:
     raise InputError("dots: not there")
 
 
