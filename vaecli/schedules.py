@@ -14,32 +14,35 @@ from pydantic import AfterValidator, Field, model_validator
 from vaecli.section import Count, PositiveInt, Section
 
 
-class Linear(Section):
-    """`start` until step `delay`, then a straight line that reaches `end` `steps` later and stays there."""
+class _Ramp(Section):
+    """From `start`, held until step `delay`, to `end`, reached `steps` later and held."""
+
+    start: float
+    end: float
+    steps: PositiveInt
+    delay: Count = 0
+
+    def share(self, step: int) -> float:
+        """How much of the ramp is done at `step`, in [0, 1]."""
+        return min(1.0, max(0, step - self.delay) / self.steps)
+
+
+class Linear(_Ramp):
+    """A straight line."""
 
     schedule: Literal["linear"]
-    start: float
-    end: float
-    steps: PositiveInt
-    delay: Count = 0
 
     def at(self, step: int) -> float:
-        share = min(1.0, max(0, step - self.delay) / self.steps)
-        return self.start + (self.end - self.start) * share
+        return self.start + (self.end - self.start) * self.share(step)
 
 
-class Cosine(Section):
-    """Half a cosine wave from `start` to `end` over `steps` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+class Cosine(_Ramp):
+    """Half a cosine wave (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
 
     schedule: Literal["cosine"]
-    start: float
-    end: float
-    steps: PositiveInt
-    delay: Count = 0
 
     def at(self, step: int) -> float:
-        share = min(1.0, max(0, step - self.delay) / self.steps)
-        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * share))
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * self.share(step)))
 
 
 class Cyclical(Section):

@@ -264,9 +264,9 @@ def _checkpoint_bytes(model: Model) -> int:
 def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -> None:
     """Everything short of the work: resolve, look at the data, build on the meta device, and say what would happen."""
     dataset = data.load(config.data)
+    _check_labels(config, dataset.info)
     with torch.device("meta"):
-        _check_labels(config, dataset.info)
-    model = models.build(config.model, dataset.info)
+        model = models.build(config.model, dataset.info)
     _check_disk(target.parent, model, config)
     parameters = sum(p.numel() for p in model.parameters())
     _banner(model, config, dataset, where)
@@ -387,4 +387,4 @@ def _final_table(model: Model, held_out: SplitView, config: RunConfig, step: int
     title = f"latents over {statistics.n:,} images ({held_out.name})"
     output.table(headers, rows, styles=styles, title=title, to_stderr=True)
     found = verdict(statistics, names, model.hyper(step), step=step, standard_prior=len(model.groups) == 1)
-    output.notice(f"verdict: {found.name}. {' '.join(found.sentences)}")
+    output.notice("\n  ".join([f"verdict: {found.name}", *found.sentences]))
