@@ -57,7 +57,7 @@ class ResnetConfig(Section):
     """
 
     name: Literal["resnet"] = "resnet"
-    width: Annotated[int, Field(gt=0, le=1024)] = 32
+    width: Annotated[int, Field(gt=0, le=1024)] = 16
     blocks: Annotated[int, Field(gt=0, le=16)] = 1
 
 

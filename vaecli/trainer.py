@@ -4,6 +4,7 @@ Everything that depends on time is a pure function of (seed, step): the batch, t
 to save is the weights, the optimizers and the step, and a resumed run repeats what an uninterrupted one would do.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -250,7 +251,13 @@ def fit(
         )
         if state.step == 0:
             check_first_batch(batch)
-        terms = update(run, model, config, state, batch)
+        try:
+            terms = update(run, model, config, state, batch)
+        except Diverged as error:
+            with contextlib.suppress(Diverged):  # unless these are not finite either
+                save()
+            error.hint = remedy(run)
+            raise
         for name, value in terms.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.step += 1
@@ -365,16 +372,15 @@ def diverged(
     run.write("diverged.json", json.dumps(facts, indent=1))
     bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
     raise Diverged(
-        f"training diverged at step {state.step:,}: {bad} not finite; details in {run.path / 'diverged.json'}",
-        remedy(run),
+        f"training diverged at step {state.step:,}: {bad} not finite; details in {run.path / 'diverged.json'}"
     )
 
 
 def remedy(run: RunDir) -> str:
     """What to try after a divergence, and what there is to go on from."""
-    last = "no checkpoint was saved yet"
+    last = "there is no checkpoint to go on from"
     if (run.checkpoints / "latest").exists():
-        last = f"to go on from the last good checkpoint, vae train --init-from {run.path} with other settings"
+        last = f"to go on from the last finite weights with other settings, vae train --init-from {run.path}"
     return f"lower optim.lr, or set optim.grad_clip; {last}"
 
 
