@@ -4,8 +4,12 @@
 set -eu
 betas=${1:-"1 4 16"}
 [ $# -gt 0 ] && shift
+pick="import json, sys; t = json.load(sys.stdin)['totals']; print(t['elbo'], t['kl'], t['active_units'], sep='\t')"
+table=$(mktemp)
+trap 'rm -f "$table"' EXIT
 for beta in $betas; do
     run=$(vae train --quiet --model beta-vae --beta "$beta" "$@")
-    vae analyze --quiet "$run" --json |
-        python3 -c "import json, sys; t = json.load(sys.stdin)['totals']; print('$beta', t['elbo'], t['kl'], t['active'], sep='\t')"
-done | sort -t "$(printf '\t')" -k2,2gr
+    totals=$(vae analyze --quiet "$run" --json)
+    printf '%s\t%s\n' "$beta" "$(printf '%s' "$totals" | python3 -c "$pick")" >> "$table"
+done
+sort -t "$(printf '\t')" -k2,2gr "$table"

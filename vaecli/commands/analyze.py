@@ -11,7 +11,6 @@ from vaecli import checkpoint as checkpoints
 from vaecli import data, diagnosis
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError
 
 FIELDS = ("latent", "mean_mu", "var_mu", "mean_sigma2", "sum", "kl", "status")
@@ -50,7 +49,7 @@ def run(
         batches = diagnosis.limited(view.batches(batch_size), images)
         stats = diagnosis.latent_statistics(model, batches, hyper, advance)
     verdict = diagnosis.verdict(
-        stats, names, hyper, factors=_factors(dataset), step=loaded.step, standard_prior=len(model.groups) == 1
+        stats, names, hyper, factors=dataset.varying_factors, step=loaded.step, standard_prior=len(model.groups) == 1
     )
     for name, value in diagnosis.totals(stats).items():
         if isinstance(value, float) and not math.isfinite(value) and stats.n > 1:
@@ -85,11 +84,3 @@ def run(
     say(f"verdict: {verdict.name}")
     for sentence in verdict.sentences:
         say(f"  {sentence}")
-
-
-def _factors(dataset: Dataset) -> int | None:
-    """How many factors vary, where the images are the full grid of them; class labels do not say what varies."""
-    sizes = dataset.info.factor_sizes
-    if len(sizes) < 2 or math.prod(sizes) != len(dataset.images):
-        return None
-    return sum(size > 1 for size in sizes)

@@ -355,7 +355,7 @@ def _train(
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
             output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
-            _final_table(model, held_out, config, state.step, stop)
+            _final_table(model, held_out, config, state.step, stop, dataset.varying_factors)
     except VaeError as error:
         code = error.exit_code
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
@@ -374,17 +374,20 @@ def _result(path: Path, status: str, step: int, evaluation: Mapping[str, Any], j
         output.result(str(path))
 
 
-def _final_table(model: Model, held_out: SplitView, config: RunConfig, step: int, stop: trainer.Stop) -> None:
+def _final_table(
+    model: Model, held_out: SplitView, config: RunConfig, step: int, stop: trainer.Stop, factors: int | None
+) -> None:
     """The per-latent table over (at most `train.eval_images`) held-out images, on stderr, and the verdict."""
     if stop.signal is not None:
         return
     model.eval()
     device.seed(config.seed, "final")
+    hyper = model.hyper(step)
     unless_stopped = itertools.takewhile(lambda _: stop.signal is None, held_out.batches(500))
-    statistics = latent_statistics(model, limited(unless_stopped, config.train.eval_images), model.hyper(step))
+    statistics = latent_statistics(model, limited(unless_stopped, config.train.eval_images), hyper)
     names = model.latent_names()
     headers, rows, styles = table_rows(statistics, names)
     title = f"latents over {statistics.n:,} images ({held_out.name})"
     output.table(headers, rows, styles=styles, title=title, to_stderr=True)
-    found = verdict(statistics, names, model.hyper(step), step=step, standard_prior=len(model.groups) == 1)
+    found = verdict(statistics, names, hyper, factors=factors, step=step, standard_prior=len(model.groups) == 1)
     output.notice("\n  ".join([f"verdict: {found.name}", *found.sentences]))

@@ -168,6 +168,14 @@ class Dataset:
         self.splits = {name: index.to(device) for name, index in self.splits.items()}
         return self
 
+    @property
+    def varying_factors(self) -> int | None:
+        """How many factors vary, where the images are the full grid of them; class labels do not say what varies."""
+        sizes = self.info.factor_sizes
+        if len(sizes) < 2 or math.prod(sizes) != len(self.images):
+            return None
+        return sum(size > 1 for size in sizes)
+
     def split(self, name: str) -> "SplitView":
         """`train`, `val`, `test` or `all`; the view's name says which it is.
 
