@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HERE, TINY, Result, command
+from conftest import HERE, Result, command
 from safetensors.torch import load_file
 
 from vaecli import registry
@@ -107,20 +107,20 @@ def same_run(a: Path, b: Path, skip_val: set[int]) -> None:
     assert records(a)
 
 
-def test_killed_in_the_middle_and_resumed(vae: Callable[..., Result]) -> None:
+@pytest.mark.parametrize("name", registry.names("model"))
+def test_killed_in_the_middle_and_resumed(name: str, vae: Callable[..., Result]) -> None:
     """kill -9 at an arbitrary moment; what remains verifies, and the resumed run equals the uninterrupted one."""
-    args = ["train", "--model", "beta-vae", *TINY, "--runs-dir", "runs", "-S", "train.save_every=50", "-q"]
+    args = ["train", *options(name), "--runs-dir", "runs", "-S", "train.save_every=50", "-q"]
     child = subprocess.Popen(command(*args, "--steps", 10**6, "--name", "killed"), stderr=subprocess.PIPE)
     folder = Path("runs/killed/checkpoints")
-    deadline = time.monotonic() + 60
-    while not (folder / "step-00000150").exists():
+    deadline = time.monotonic() + 150
+    while not (folder / "latest").is_symlink() or os.readlink(folder / "latest") < "step-00000150":
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    last = int(os.readlink(folder / "latest").removeprefix("step-"))
-    total = last + 60
     # The killed run was to go on for long; `--steps` is one of the few things a resumed run may change.
+    total = int(os.readlink(folder / "latest").removeprefix("step-")) + 60
     resumed = vae("train", "--resume", "runs/killed", "--steps", total, "-q")
     assert resumed.code == 0, resumed.err
     assert vae(*args, "--steps", total, "--name", "straight").code == 0
