@@ -45,7 +45,9 @@ def started() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             name,
             *extra,
         ]
-        child = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # A test run in the background has SIGINT ignored, and children inherit that.
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        child = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
         children.append(child)
         deadline = time.monotonic() + 150
         while not Path(f"runs/{name}/checkpoints/latest").exists():
