@@ -371,6 +371,7 @@ def test_tied_weights_and_all_kinds_of_buffers(tmp_path: Path, monkeypatch: pyte
 
     from vaecli import config as configs
     from vaecli import data, models
+    from vaecli import tree as trees
     from vaecli.models import vae as plain
 
     class Odd(plain.Model):
@@ -384,7 +385,7 @@ def test_tied_weights_and_all_kinds_of_buffers(tmp_path: Path, monkeypatch: pyte
             self.register_buffer("scratch", torch.arange(3.0), persistent=False)
 
     monkeypatch.setattr(plain, "Model", Odd)
-    config = configs.build(configs.Tree({"data": "squares"}, {}))
+    config = configs.build(trees.Tree({"data": "squares"}, {}))
     model = models.build(config.model, data.load(config.data).info)
     model.flag.fill_(False)
     checkpoint.commit(tmp_path, model, config, 1, 1, {}, {})

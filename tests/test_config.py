@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vaecli import config as configs
 from vaecli import presets, registry
+from vaecli import tree as trees
 from vaecli.commands.train import Layers, resolve
 from vaecli.errors import ConfigError
 
@@ -86,7 +87,7 @@ def test_byte_order_mark_and_size() -> None:
     assert configs.build(resolve(Layers(None, "bom.yaml", {}, []))).model.name == "vae"
     Path("big.yaml").write_bytes(b"#" * 2_000_000)
     with pytest.raises(ConfigError, match="larger than"):
-        configs.read_file(Path("big.yaml"))
+        trees.read_file(Path("big.yaml"))
 
 
 def test_overrides() -> None:
@@ -98,7 +99,7 @@ def test_overrides() -> None:
     assert "write --set key=value" in refused(MINIMAL, "train.steps")
     assert "is not a key" in refused(MINIMAL, "=1")
     assert "train.steps" in refused(MINIMAL, "train.steps=")  # an empty text, not null
-    assert "a=b c:d" in str(configs.parse_value('"a=b c:d"', "--set"))
+    assert "a=b c:d" in str(trees.parse_value('"a=b c:d"', "--set"))
 
 
 def test_a_section_of_another_name_starts_afresh_but_a_model_keeps_what_it_shares() -> None:
@@ -116,7 +117,7 @@ def test_round_trip_and_diff() -> None:
     Path("again.yaml").write_text(configs.dump(config))
     again = configs.build(resolve(Layers(None, "again.yaml", {}, [])))
     assert again == config
-    assert configs.build(configs.Tree(json.loads(json.dumps(config.to_tree())), {})) == config
+    assert configs.build(trees.Tree(json.loads(json.dumps(config.to_tree())), {})) == config
     assert configs.diff(config, built(MINIMAL + "optim: {lr: {schedule: cosine, start: 2, end: 0, steps: 10}}")) == {
         "optim.lr.start": (1.0, 2.0)
     }
@@ -126,7 +127,7 @@ def test_round_trip_and_diff() -> None:
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_precedence(in_file: int, in_set: int) -> None:
     """`--set` is above the flag, the flag above the file, the file above the default; whatever the numbers."""
-    tree = configs.Tree({"model": {"name": "vae"}, "data": {"name": "squares"}}, {})
+    tree = trees.Tree({"model": {"name": "vae"}, "data": {"name": "squares"}}, {})
     path = Path("p.yaml")
     path.write_text(f"train: {{batch_size: {in_file}}}\nmodel: vae\ndata: squares")
     assert configs.build(resolve(Layers(None, str(path), {}, []))).train.batch_size == in_file
@@ -144,7 +145,7 @@ def test_precedence(in_file: int, in_set: int) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text makes the reader fail with anything but ConfigError."""
     try:
-        configs.parse_yaml(text, "t")
+        trees.parse_yaml(text, "t")
     except ConfigError:
         pass
 

@@ -8,7 +8,7 @@ import vaecli
 PACKAGE = Path(vaecli.__file__).parent
 LAYERS = [
     {"errors", "section", "schedules", "registry"},
-    {"config", "presets", "output"},
+    {"tree", "config", "presets", "output"},
     {"batch", "device", "fast", "objective", "likelihoods", "nets"},
     {"data", "models", "diagnosis", "figures"},
     {"checkpoint", "rundir"},

@@ -26,6 +26,7 @@ from torch import Tensor
 import vaecli.models as models
 from vaecli import __version__, output
 from vaecli import config as configs
+from vaecli import tree as trees
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.errors import ConfigError, InputError, MachineError
@@ -332,7 +333,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         if not isinstance(version, int) or version > FORMAT_VERSION:
             made_by = str(stored.get("library_version"))[:40]
             raise CheckpointError(f"{path}: made by vae {made_by} in format {str(version)[:20]}", "upgrade vaecli")
-        config = configs.build(configs.Tree(stored["config"], {}))
+        config = configs.build(trees.Tree(stored["config"], {}))
         info = TypeAdapter(DataInfo).validate_python(stored["data"])
         step = TypeAdapter(Count).validate_python(stored["step"], strict=True)
     except ConfigError as error:

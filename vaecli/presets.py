@@ -12,7 +12,7 @@ from vaecli import registry
 from vaecli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vaecli.config import Tree
+    from vaecli.tree import Tree
 
 
 def folders() -> list[Path]:
@@ -53,27 +53,27 @@ def load(name: str) -> "Tree":
 
 def load_file(path: Path, origin: str | None = None) -> "Tree":
     """The merged tree of a YAML file and of the presets it extends; `origin` stands for its path in messages."""
-    from vaecli import config  # here, so that listing presets needs no YAML
+    from vaecli import tree as trees  # here, so that listing presets needs no YAML
 
     chain: list[Path] = []
-    trees: list[Tree] = []
+    found: list[Tree] = []
     while True:
         if path in chain:
             names = " -> ".join(p.stem for p in [*chain, path])
             raise ConfigError(f"{origin or path}: `extends` goes round in a circle: {names}")
         chain.append(path)
-        tree = config.read_file(path)
+        tree = trees.read_file(path)
         if origin is not None:
             tree.origins = {k: v.replace(str(path), origin) for k, v in tree.origins.items()}
-        trees.append(tree)
+        found.append(tree)
         parent = tree.values.pop("extends", None)
         if parent is None:
             break
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: `extends` takes one preset's name")
         path, origin = _base(parent, path), f"preset {parent}"
-    merged = config.Tree()
-    for tree in reversed(trees):
+    merged = trees.Tree()
+    for tree in reversed(found):
         merged.merge(tree)
     return merged
 

@@ -13,6 +13,7 @@ import torch
 
 from vaecli import checkpoint, data, device, fast, models, output, presets, registry, rundir, schedules, trainer
 from vaecli import config as configs
+from vaecli import tree as trees
 from vaecli.batch import DataInfo
 from vaecli.commands._meter import Meter
 from vaecli.config import RunConfig
@@ -42,23 +43,23 @@ class Layers(NamedTuple):
     sets: Sequence[str] = ()
 
 
-def resolve(layers: Layers) -> configs.Tree:
+def resolve(layers: Layers) -> trees.Tree:
     """The layers of the configuration, merged."""
-    tree = configs.Tree()
+    tree = trees.Tree()
     if layers.preset is not None:
         tree.merge(presets.load(layers.preset))
     if layers.config_file is not None:
         tree.merge(presets.load_file(Path(layers.config_file)))
     for key, (flag, value) in layers.flags.items():
         if key == "data.name":
-            tree.merge(configs.Tree({"data": data.parse(value)}, {("data",): flag}))
+            tree.merge(trees.Tree({"data": data.parse(value)}, {("data",): flag}))
         else:
             tree.set(key, value, flag)
     for text in layers.sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
-        tree.set(key, configs.parse_value(value, f"--set {text}"), "--set")
+        tree.set(key, trees.parse_value(value, f"--set {text}"), "--set")
     return tree
 
 
@@ -77,7 +78,7 @@ def with_default(layers: Layers) -> Layers:
     return layers._replace(preset=DEFAULT_PRESET)
 
 
-def run_prefix(preset: str | None, tree: configs.Tree) -> str:
+def run_prefix(preset: str | None, tree: trees.Tree) -> str:
     """What a run directory's name starts with: the preset, or model and data set."""
     if preset is not None:
         return preset
@@ -205,7 +206,7 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     if not tree.values:
         return old
     if not names_a_run(layers):  # only changes; otherwise the whole command line again, as a scheduler repeats it
-        changes, tree = tree, configs.Tree(old.to_tree(), {})
+        changes, tree = tree, trees.Tree(old.to_tree(), {})
         tree.merge(changes)
     new = configs.build(tree)
     refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if k not in MAY_CHANGE]
