@@ -12,6 +12,8 @@ LAYERS = [
     {"batch", "device", "fast", "objective", "likelihoods", "nets"},
     {"data", "models", "diagnosis", "figures"},
     {"checkpoint", "rundir"},
+    {"codes"},
+    {"metrics"},
     {"trainer"},
     {"commands"},
     {"cli"},

@@ -1,0 +1,1 @@
+"""Disentanglement metrics: `evaluate` runs some of them on codes, each with its chance level and ceiling."""
