@@ -16,8 +16,8 @@ from vaecli.errors import ConfigError, VaeError
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
-    "used; 4 training diverged; 5 the machine said no (disk, memory, device, lock, network); 130/143 stopped by "
-    "SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
+    "used; 4 training diverged; 5 the machine said no (disk, memory, device, lock, network); 6 the verdict is one that "
+    "--fail-if names; 130/143 stopped by SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
 )
 
 app = typer.Typer(
@@ -49,6 +49,11 @@ def _datasets(incomplete: str) -> list[str]:
     return _complete(registry.names("dataset"), incomplete)
 
 
+def _metrics(incomplete: str) -> list[str]:
+    done, comma, typed = incomplete.rpartition(",")
+    return [done + comma + name for name in _complete(["all", *registry.names("metric")], typed)]
+
+
 def _runs(incomplete: str) -> list[str]:
     from pathlib import Path
 
@@ -76,6 +81,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices, no progr
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Out = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; `-` is stdout.")]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics", metavar="NAMES", help="all, none, or names with commas (`vae metrics`).", autocompletion=_metrics
+    ),
+]
 
 
 def _version(value: bool) -> None:
@@ -213,9 +224,19 @@ def reconstruct(
 
 @app.command()
 def analyze(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint, or codes of any encoder (.npz).", autocompletion=_runs)
+    ],
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    metrics: Metrics = None,
+    diagnosis: Annotated[
+        bool, typer.Option("--diagnosis", help="Also q(z) against p(z), information, gains, IWAE bound (minutes).")
+    ] = False,
+    fail_if: Annotated[
+        str | None,
+        typer.Option("--fail-if", metavar="VERDICTS", help="Exit 6 on one of these verdicts, e.g. collapsed."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
     seed: Seed = 0,
     device: Device = "auto",
@@ -223,13 +244,112 @@ def analyze(
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="The table as CSV.")] = False,
 ) -> None:
-    """Per-latent mean, variance and KL over a whole split, totals in nats, and a verdict in words."""
+    """Per-latent mean, variance and KL, totals in nats, a verdict in words; metrics and a full diagnosis on demand."""
     output.configure(quiet)
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
     from vaecli.commands import analyze as command
 
-    command.run(checkpoint, split, limit, batch_size, seed, device, json, csv)
+    command.run(checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv)
+
+
+@app.command()
+def report(
+    checkpoint: Checkpoint,
+    out: Out = None,
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    metrics: Metrics = "all",
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Write the whole analysis as one self-contained HTML page with pictures."""
+    output.configure(quiet)
+    from vaecli.commands import report as command
+
+    command.run(checkpoint, out, split, limit, metrics, seed, device, force, json)
+
+
+@app.command()
+def compare(
+    checkpoints: Annotated[list[str], typer.Argument(help="Runs or checkpoints.", autocompletion=_runs)],
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    metrics: Metrics = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="The table as CSV.")] = False,
+) -> None:
+    """Several runs side by side, seeds of one setting as mean and standard deviation, the best marked."""
+    output.configure(quiet)
+    if json and csv:
+        raise ConfigError("--json and --csv: give one of them")
+    from vaecli.commands import compare as command
+
+    command.run(checkpoints, split, limit, metrics, seed, device, json, csv)
+
+
+@app.command()
+def encode(
+    checkpoint: Checkpoint,
+    images: Annotated[list[str] | None, typer.Argument(help="Image files; default: images of --split.")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of the split.")] = None,
+    out: Out = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Images to codes: means, log-variances and true factors as .npz or .csv, or `-` for CSV on stdout."""
+    output.configure(quiet)
+    from vaecli.commands import encode as command
+
+    command.run(checkpoint, images or [], split, n, out, batch_size, device, force, json)
+
+
+@app.command()
+def decode(
+    checkpoint: Checkpoint,
+    codes: Annotated[str, typer.Argument(help="Codes: .npz (`codes`), .npy, .csv, or `-` for CSV on stdin.")],
+    out: Out = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Codes decoded at once.")] = 512,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Codes to images: a grid (PNG), a directory of PNGs, an .npz, or `-` for PNG bytes on stdout."""
+    output.configure(quiet)
+    from vaecli.commands import decode as command
+
+    command.run(checkpoint, codes, out, batch_size, device, force, json)
+
+
+@app.command()
+def interpolate(
+    checkpoint: Checkpoint,
+    a: Annotated[str, typer.Argument(metavar="A", help="An image file, or an index into the data.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="An image file, or an index into the data.")],
+    steps: Annotated[int, typer.Option(min=2, max=1_000, help="Images, with both ends.")] = 11,
+    spherical: Annotated[bool, typer.Option("--spherical/--linear", help="Along a great circle, or straight.")] = False,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """The way from one image to another through the latent space (PNG, or GIF by the name's ending)."""
+    output.configure(quiet)
+    from vaecli.commands import interpolate as command
+
+    command.run(checkpoint, a, b, steps, spherical, out, device, force, json)
 
 
 @app.command()
@@ -267,6 +387,12 @@ def list_models(quiet: Quiet = False, json: Json = False) -> None:
 def list_datasets(quiet: Quiet = False, json: Json = False) -> None:
     """List the data sets."""
     _listing([(name, registry.summary("dataset", name)) for name in registry.names("dataset")], quiet, json)
+
+
+@app.command("metrics")
+def list_metrics(quiet: Quiet = False, json: Json = False) -> None:
+    """List the disentanglement metrics."""
+    _listing([(name, registry.summary("metric", name)) for name in registry.names("metric")], quiet, json)
 
 
 @config_app.command("show")

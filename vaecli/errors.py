@@ -44,3 +44,9 @@ class Interrupted(VaeError):
     def __init__(self, message: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(message, hint)
         self.exit_code = 128 + signal_number
+
+
+class FailedVerdict(VaeError):
+    """The verdict on a model is one that the caller asked to fail on (`--fail-if`)."""
+
+    exit_code = 6
