@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Result, command
-from torch import nn
 
 from vaecli import config as configs
-from vaecli import data, fast, models, schedules, trainer
+from vaecli import data, models, schedules, trainer
 from vaecli.batch import Batch
 from vaecli.commands.train import Layers, duration, resolve
 from vaecli.errors import ConfigError
@@ -392,67 +391,6 @@ def test_a_beta_vae_learns_the_squares(vae: Callable[..., Result]) -> None:
     assert kl[1] > 1.2 * kl[3] > 1
     # Eq. 4 is a bound with weight beta on the KL: the weaker the weight, the better the reconstruction.
     assert records("runs/b1", "train")[-1]["recon"] < records("runs/b3", "train")[-1]["recon"]
-
-
-# ---- the fast path
-
-
-def test_fast_linear_equals_plain() -> None:
-    """Values and gradients within float32 rounding of the plain layer's float64."""
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 30, bias=False))
-    x = torch.randn(64, 70, requires_grad=True)
-    exact = nn.Sequential(nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 30, bias=False)).double()
-    exact.load_state_dict(plain.state_dict())
-    names = list(plain.state_dict())
-    if not fast.accelerate(plain):
-        pytest.skip("this build of torch has no oneDNN linear")
-    assert list(plain.state_dict()) == names and type(plain[0]) is fast.FastLinear
-    exact_x = x.detach().double().requires_grad_()
-    plain(x).square().sum().backward()
-    exact(exact_x).square().sum().backward()
-    torch.testing.assert_close(plain(x).double(), exact(exact_x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=1e-4, atol=1e-4)
-    for a, b in zip(plain.parameters(), exact.parameters(), strict=True):
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-3)
-
-
-def test_fast_linear_has_a_second_derivative() -> None:
-    """A gradient penalty through the fast layers equals that through the plain ones."""
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
-    quick = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
-    quick.load_state_dict(plain.state_dict())
-    fast.accelerate(quick)
-    found = []
-    for model in (plain, quick):
-        x = torch.linspace(-1, 1, 24).reshape(4, 6).requires_grad_()
-        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-        gradient.square().sum().backward()
-        found.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert len(found[0]) == len(found[1]) > 0
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
-    for name, value in (("fast", "true"), ("plain", "false")):
-        args = [
-            *TINY,
-            "--steps",
-            20,
-            "--runs-dir",
-            "runs",
-            "--name",
-            name,
-            "-S",
-            f"train.fast={value}",
-            "-S",
-            "train.log_every=5",
-        ]
-        assert vae("train", *args, "-q").code == 0
-    for a, b in zip(records("runs/fast", "train"), records("runs/plain", "train"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
 def test_update_minimises_what_it_logs() -> None:

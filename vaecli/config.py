@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from vaecli import registry
 from vaecli.errors import ConfigError
 from vaecli.schedules import Weight
-from vaecli.section import Count, Fraction, NonNegative, Positive, PositiveInt, Section
+from vaecli.section import Count, Fraction, NonNegative, Positive, PositiveInt, Precision, Section
 from vaecli.tree import Key, Tree
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class TrainConfig(Section):
     save_every: PositiveInt = 5_000
     keep: PositiveInt = 2  # checkpoints kept, newest first
     fast: bool = True  # the faster equivalents of vaecli.fast, where they work
+    precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
 
 
 @dataclass(frozen=True)

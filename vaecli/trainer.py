@@ -141,6 +141,7 @@ class TrainState:
                     if owner == phase:
                         state.setdefault(int(index), {})[key] = tensor
                 check_optimizer_state(state, optimizer, self.step)
+                match_layout(state, optimizer)
                 optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise checkpoint.CheckpointError(f"the trainer's state does not fit this model: {error}") from None
@@ -172,6 +173,15 @@ def check_optimizer_state(
             shape = torch.Size() if key == "step" else parameters[index].shape
             if tensor.shape != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
                 raise ValueError(f"the optimizer's {key} of parameter {index} is not usable")
+
+
+def match_layout(state: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
+    """Lay each checked tensor out in memory as its parameter is: a fused optimizer goes through both side by side."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entry in state.items():
+        for key, tensor in entry.items():
+            if tensor.dim() > 0:
+                entry[key] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
 
 
 @dataclass(frozen=True)

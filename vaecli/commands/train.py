@@ -148,8 +148,7 @@ def run(
     dataset = data.load(config.data)
     device.seed(config.seed, "init")
     _check_labels(config, dataset.info)
-    model = models.build(config.model, dataset.info)
-    model.to(where)
+    model = _ready(models.build(config.model, dataset.info), config, where)
     if init_from is not None:
         _take_weights(model, init_from)
     else:
@@ -188,7 +187,8 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
         _dry_run(config, where, run_path, json)
         return
     dataset = data.load(config.data, loaded.info)
-    state = trainer.TrainState.fresh(loaded.model, config)
+    model = _ready(loaded.model, config, where)
+    state = trainer.TrainState.fresh(model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
     checkpoint.clean_up(run_dir.checkpoints, state.step)
     run_dir.truncate_metrics(state.step)
@@ -197,7 +197,23 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
     output.notice(f"resuming {run_path} at step {state.step:,}")
     if where.type != "cpu":
         output.notice("on this device the continuation is not bit-exact")
-    _train(run_dir, loaded.model, config, state, dataset, where, limit, started, json)
+    _train(run_dir, model, config, state, dataset, where, limit, started, json)
+
+
+def _ready(model: Model, config: RunConfig, where: torch.device) -> Model:
+    """The model on its device, its layers and precision as `train` asks; before an optimizer sees the parameters, whose
+    memory layout the fast layers change.
+    """
+    if config.train.precision == "bf16" and not fast.supports_bf16(where):
+        raise MachineError(
+            f"train.precision is bf16, but {device.describe(where)} has no bfloat16 arithmetic",
+            "leave train.precision at fp32",
+        )
+    model.precision = config.train.precision
+    model.to(where)
+    if config.train.fast and (applied := fast.accelerate(model)):
+        output.notice("fast       " + ", ".join(applied))
+    return model
 
 
 def _changed(old: RunConfig, layers: Layers) -> RunConfig:
@@ -312,7 +328,7 @@ def _banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devi
         lr = f"{schedules.at(optim.lr, 0):g}"
         output.notice(
             f"training   {config.train.steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
-            f"{optim.name} lr {lr}, seed {config.seed}, {device.describe(where)}"
+            f"{optim.name} lr {lr}, {config.train.precision}, seed {config.seed}, {device.describe(where)}"
         )
     if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
         output.notice(
@@ -340,8 +356,6 @@ def _train(
     json: bool,
 ) -> None:
     _banner(model, config, dataset, where)
-    if config.train.fast and (applied := fast.accelerate(model)):
-        output.notice("fast       " + ", ".join(applied))
     output.notice(f"run        {run_dir.path}")
     stop = trainer.Stop(limit)
     meter = Meter(config, state, started)

@@ -24,7 +24,7 @@ class Model(NetModel):
     config: Config
 
     def posterior(self, x_BCHW: Tensor) -> Posterior:
-        return Posterior(self.encoder(x_BCHW))
+        return Posterior(self.network(self.encoder, x_BCHW))
 
     def loss(self, batch: Batch, hyper: Hyper, phase: str = "main") -> dict[str, Tensor]:
         recon = self.nll(batch.x_BCHW, self.posterior(batch.x_BCHW).mean_BD, hyper).mean()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vaecli import likelihoods, nets, objective, schedules
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.errors import ConfigError
-from vaecli.section import Section, Width
+from vaecli.section import Precision, Section, Width
 
 if TYPE_CHECKING:
     from vaecli.config import OptimConfig
@@ -54,6 +54,7 @@ class Model(nn.Module):
                    model has two; a model without gradient steps has none and does its work in `begin` or `end`.
     `uses_labels`  whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
     `groups`       latent groups in order, name to size: one for a flat model, several for a hierarchy.
+    `precision`    the arithmetic of the networks while training, set by the trainer; see `network`.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("main",)
@@ -64,6 +65,20 @@ class Model(nn.Module):
         self.config = config
         self.info = info
         self.groups: dict[str, int] = {}
+        self.precision: Precision = "fp32"
+
+    def network(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What `net` makes of `x`, in the model's precision while training and in full precision otherwise.
+
+        The result is float32 in any case, and so are losses, noise and latents: only a network's own products and
+        activations are ever in bfloat16, which has 8 bits of precision.
+        """
+        if self.precision == "fp32" or not self.training:
+            out: Tensor = net(x)
+            return out
+        with torch.autocast(x.device.type, torch.bfloat16):
+            out = net(x)
+        return out.float()
 
     # ---- training
 
@@ -159,10 +174,10 @@ class NetModel(Model):
             nets.set_output_bias(self.decoder, self.likelihood.raw(sums / seen))
 
     def decode(self, z_BD: Tensor) -> Tensor:
-        return self.likelihood.mean(self.decoder(z_BD))
+        return self.likelihood.mean(self.network(self.decoder, z_BD))
 
     def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: Hyper) -> Tensor:
-        return -self.likelihood.log_prob(x_BCHW, self.decoder(z_BD), hyper)
+        return -self.likelihood.log_prob(x_BCHW, self.network(self.decoder, z_BD), hyper)
 
 
 class GaussianVAE(NetModel):
@@ -174,7 +189,7 @@ class GaussianVAE(NetModel):
     outputs_per_latent = 2
 
     def posterior(self, x_BCHW: Tensor) -> Posterior:
-        mean_BD, logvar_BD = self.encoder(x_BCHW).chunk(2, dim=1)
+        mean_BD, logvar_BD = self.network(self.encoder, x_BCHW).chunk(2, dim=1)
         logvar_BD = objective.clamp_logvar(logvar_BD)
         return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
 

@@ -1,0 +1,196 @@
+"""The fast path against the plain one: every net's values and gradients, layer by layer and through training."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Result
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vaecli import fast, nets, registry
+from vaecli.batch import Batch, DataInfo
+
+NETS = {
+    "higgins-fc": (nets.HigginsFcConfig(), (1, 16, 16)),
+    "burgess": (nets.BurgessConfig(), (1, 64, 64)),
+    "burgess-32-rgb": (nets.BurgessConfig(), (3, 32, 32)),
+    "locatello": (nets.LocatelloConfig(), (1, 64, 64)),
+    "locatello-rgb": (nets.LocatelloConfig(), (3, 64, 64)),
+    "mlp": (nets.MlpConfig(hidden=[30]), (1, 9, 7)),
+    "mlp-tanh": (nets.MlpConfig(hidden=[30, 20], activation="tanh"), (1, 9, 7)),
+    "resnet": (nets.ResnetConfig(width=4), (2, 13, 9)),
+}
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module, tuple[int, int, int]]:
+    """The same net twice: fast in float32, plain in float64."""
+    config, shape = NETS[name]
+    torch.manual_seed(0)
+    quick = nn.ModuleList(nets.build(config, shape, 10, 5))
+    exact = copy.deepcopy(quick).double()
+    names = list(quick.state_dict())
+    if not fast.accelerate(quick):
+        pytest.skip("nothing is accelerated on this machine")
+    assert list(quick.state_dict()) == names
+    return quick, exact, shape
+
+
+def through(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    code = model[0](x)
+    return code, model[1](code[:, :5])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_values_and_gradients_equal_plain_in_float64(name: str) -> None:
+    quick, exact, shape = pair(name)
+    x = torch.rand(5, *shape).requires_grad_()
+    exact_x = x.detach().double().requires_grad_()
+    slope = torch.rand(5 * 3 * 64 * 64) - 0.3
+    for model, inputs in ((quick, x), (exact, exact_x)):
+        code, out = through(model, inputs)
+        (code.square().sum() + (out * slope[: out.numel()].view_as(out)).sum()).backward()
+    for a, b in zip(through(quick, x), through(exact, exact_x), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    pairs = [(x, exact_x), *zip(quick.parameters(), exact.parameters(), strict=True)]
+    for a, b in pairs:
+        scale = float(b.grad.abs().max())
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=3e-5 * scale)
+
+
+def test_all_of_a_net_is_switched() -> None:
+    quick, _, _ = pair("burgess")
+    kinds = {type(m) for m in quick.modules() if list(m.parameters(recurse=False))}
+    assert kinds == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
+    assert all(m.inplace for m in quick.modules() if isinstance(m, nn.ReLU))
+
+
+def test_other_convolutions_are_left_alone() -> None:
+    """Dilated, grouped, string-padded and differently shaped transposed ones are not what the fast ones compute."""
+    layers = [
+        nn.Conv2d(2, 2, 3, dilation=2),
+        nn.Conv2d(2, 2, 3, groups=2),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.Conv2d(2, 2, 3, padding_mode="reflect", padding=1),
+        nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(2, 2, 4, stride=2, padding=1, output_padding=1),
+    ]
+    model = nn.ModuleList(layers)
+    kinds = [type(layer) for layer in layers]
+    fast.accelerate(model)
+    assert [type(layer) for layer in model] == kinds
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_convolution(channels: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.ConvTranspose2d(6, channels, 4, stride=2, padding=1, bias=bias)
+    quick = nn.Sequential(copy.deepcopy(plain))
+    fast.accelerate(quick)
+    for shape in ((3, 6, 5, 7), (1, 6, 1, 1)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(quick(x), plain(x), rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives() -> None:
+    """A gradient penalty through the fast layers equals that through the plain ones."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 3, 4, stride=2, padding=1),
+        nn.Tanh(),
+        nn.ConvTranspose2d(3, 1, 4, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+        nn.Tanh(),
+        nn.Linear(5, 1),
+    )
+    quick = copy.deepcopy(plain)
+    fast.accelerate(quick)
+    found = []
+    for model in (plain, quick):
+        x = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6).requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 4
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- precision
+
+
+@pytest.mark.skipif(not fast.supports_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
+@pytest.mark.parametrize("quick", [True, False])
+def test_bf16_is_near_fp32_and_only_in_training(quick: bool) -> None:
+    section = {"name": "beta-vae", "net": {"name": "burgess"}, "beta": 4.0}
+    module = registry.load("model", "beta-vae")
+    torch.manual_seed(0)
+    model = module.Model(module.Config.model_validate(section), DataInfo("x", (1, 64, 64), 100, binary=True))
+    batch = Batch((torch.rand(16, 1, 64, 64) > 0.8).float(), torch.arange(16))
+    if quick:
+        fast.accelerate(model)
+    found, grads = {}, {}
+    for precision in ("fp32", "bf16"):
+        model.precision = precision
+        for training in (True, False):
+            model.train(training)
+            model.zero_grad()
+            torch.manual_seed(1)
+            terms = model.loss(batch, {"beta": 4.0})
+            assert terms["loss"].dtype == torch.float32
+            found[precision, training] = terms["loss"].item()
+            terms["loss"].backward()
+            grads[precision, training] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    exact = found["fp32", True]
+    assert found["bf16", True] == pytest.approx(exact, rel=5e-3) and found["bf16", True] != exact
+    assert found["bf16", False] == found["fp32", False] == exact
+    cosine = torch.nn.functional.cosine_similarity(grads["bf16", True], grads["fp32", True], dim=0)
+    assert float(cosine) > 0.995
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bf16_is_refused_where_the_hardware_has_none(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast, "supports_bf16", lambda device: False)
+    done = vae("train", *TINY, "--steps", 2, "-S", "train.precision=bf16", "--runs-dir", "runs")
+    assert done.code == 5 and "bfloat16" in done.err and not Path("runs").exists()
+
+
+# ---- through the command
+
+
+def records(run: str) -> list[dict[str, float]]:
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "train"]
+
+
+def test_fast_and_plain_training_agree(vae: Callable[..., Result]) -> None:
+    for value in ("true", "false"):
+        settings = ("-S", f"train.fast={value}", "-S", "train.log_every=5")
+        assert vae("train", *TINY, "--steps", 20, "--runs-dir", "runs", "--name", value, *settings, "-q").code == 0
+    for a, b in zip(records("runs/true"), records("runs/false"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "rmsprop", "sgd"])
+def test_a_resumed_convolutional_run_is_bit_exact(optimizer: str, vae: Callable[..., Result]) -> None:
+    """The optimizer's state goes back into the layout of the fast layers' weights."""
+    np.save("images.npy", np.random.default_rng(0).integers(0, 256, (40, 32, 32), dtype=np.uint8))
+    args = ["train", "--data", "array:images.npy", "--model", "vae", "-S", "model.net=burgess"]
+    args += ["-S", f"optim={{name: {optimizer}, lr: 0.001}}", "--batch-size", 8, "--runs-dir", "runs", "-q"]
+    args += ["-S", "train.save_every=4", "-S", "train.log_every=1"]
+    straight = vae(*args, "--steps", 8, "--name", "straight")
+    assert straight.code == 0, straight.err
+    assert vae(*args, "--steps", 4, "--name", "twice").code == 0
+    assert vae("train", "--resume", "runs/twice", "-S", "train.steps=8", "-q").code == 0
+    files = [Path("runs") / name / "checkpoints/latest/model.safetensors" for name in ("straight", "twice")]
+    a, b = map(load_file, files)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
