@@ -101,3 +101,11 @@ def tiny_run(vae: Callable[..., Result], tmp_path: Path) -> Path:
     )
     assert done.code == 0, done.err
     return Path(done.out.strip())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))

@@ -11,7 +11,7 @@ LAYERS = [
     {"tree", "config", "presets", "output"},
     {"batch", "device", "fast", "objective", "likelihoods", "nets"},
     {"data", "models", "diagnosis", "figures"},
-    {"checkpoint", "rundir"},
+    {"checkpoint", "rundir", "graph"},
     {"codes"},
     {"metrics"},
     {"aggregate", "probes"},

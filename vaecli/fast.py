@@ -33,7 +33,7 @@ def tune_allocator() -> None:
 def supports_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is done by the hardware, not imitated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _bf16_instructions()
 
 
@@ -165,8 +165,11 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether a convolution is of the kind that is written out above."""
+def _usual(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of the kind that is written out above."""
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d):
+        return False
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     usual = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     if isinstance(layer, nn.ConvTranspose2d):
         usual &= (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
@@ -191,8 +194,8 @@ def accelerate(model: nn.Module) -> list[str]:
             linear.op = op
         applied.append("oneDNN linear layers")
     swaps: dict[type, type] = {nn.Conv2d: FastConv2d, nn.ConvTranspose2d: FastConvTranspose2d}
-    convolutions = [m for m in model.modules() if type(m) in swaps and _plain(m)]
-    if convolutions and torch.backends.mkldnn.is_available():
+    convolutions = [m for m in model.modules() if _usual(m)]
+    if convolutions and op is not None:
         for convolution in convolutions:
             convolution.__class__ = swaps[type(convolution)]
         model.to(memory_format=torch.channels_last)

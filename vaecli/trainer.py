@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vaecli import checkpoint, device, output, schedules
+from vaecli import checkpoint, device, graph, output, schedules
 from vaecli.batch import Batch, Split
 from vaecli.config import OptimConfig, RunConfig
 from vaecli.errors import Diverged, InputError, Interrupted, MachineError
@@ -89,10 +89,12 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
         "sgd": torch.optim.SGD,
     }
     # One pass over the memory instead of five; the arithmetic is the same.
+    device_type = parameters[0].device.type
     fusable = {"cpu": ("adam", "adamw", "adagrad", "sgd"), "cuda": ("adam", "adamw", "sgd")}
-    fused = config.name in fusable.get(parameters[0].device.type, ()) and all(p.is_floating_point() for p in parameters)
+    extra = {"capturable": True} if device_type == "cuda" and config.name in ("adam", "adamw") else {}
+    fused = config.name in fusable.get(device_type, ()) and all(p.is_floating_point() for p in parameters)
     optimizer: torch.optim.Optimizer = kinds[config.name](
-        parameters, **common, **settings, **({"fused": True} if fused else {})
+        parameters, **common, **settings, **extra, **({"fused": True} if fused else {})
     )
     return optimizer
 
@@ -205,15 +207,18 @@ def fit(
     held_out: Split,
     stop: Stop,
     report: Callable[[TrainState, Mapping[str, float]], None],
-) -> Outcome:
+    recorded: graph.StaticSteps | None = None,
+) -> Generator[None, None, Outcome]:
     """Train from `state.step` to the last step, evaluating, saving and stopping only at the one boundary.
 
+    A generator that yields between steps, so that several runs can take turns (`finish` runs one to its end); its value
+    is the outcome. `recorded` makes the steps instead of `update` and is asked for numbers only where they are wanted.
     Raises Diverged with the parameters of the last finite step kept, Interrupted after a signal, once saved.
     """
     last = config.train.steps if model.phases else 0
-    where = model.device
     evaluation: dict[str, Any] = {}
     evaluated = saved = state.step if state.step else None
+    warm_up = 3
     clock = time.monotonic()
 
     def save() -> None:
@@ -254,24 +259,29 @@ def fit(
         if stop.reason is not None:
             return Outcome(stop.reason, evaluation)
 
-        # ---- one step
-        batch = stream.batch(state.step)
-        batch = Batch(
-            batch.x_BCHW.to(where), batch.index_B, None if batch.labels_BK is None else batch.labels_BK.to(where)
-        )
-        if state.step == 0:
-            check_first_batch(batch)
+        # ---- one step, or recorded ones to the next boundary
         try:
-            terms = update(run, model, config, state, batch)
+            if recorded is None or warm_up > 0:
+                _step(run, model, config, state, stream)
+                warm_up -= 1
+            else:
+                every = (config.train.log_every, config.train.eval_every, config.train.save_every)
+                until = min(last, *(state.step - state.step % n + n for n in every))
+                reached = state.step
+                try:
+                    while reached < until and stop.reason is None and not stop.save_now:
+                        reached = recorded.launch(reached, until)
+                        yield
+                except graph.CannotRecord as error:
+                    output.notice(f"steps are launched one by one: {error}")
+                    recorded = None
+                    continue
+                _collect(run, model, config, state, stream, recorded, reached)
         except Diverged as error:
             with contextlib.suppress(Diverged):  # unless these are not finite either
                 save()
             error.hint = remedy(run)
             raise
-        for name, value in terms.items():
-            state.window[name] = state.window.get(name, 0.0) + value
-        state.step += 1
-        state.window_steps += 1
         if state.step % config.train.log_every == 0:
             means = {name: total / state.window_steps for name, total in state.window.items()}
             state.window, state.window_steps = {}, 0
@@ -282,6 +292,53 @@ def fit(
             report(state, means)
         else:
             report(state, {})
+        yield
+
+
+def finish(run: Generator[None, None, Outcome]) -> Outcome:
+    """Run one training to its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
+def _step(run: RunDir, model: Model, config: RunConfig, state: TrainState, stream: Data) -> None:
+    """One step by `update`, its scalars added to the window."""
+    batch, where = stream.batch(state.step), model.device
+    labels_BK = None if batch.labels_BK is None else batch.labels_BK.to(where)
+    batch = Batch(batch.x_BCHW.to(where), batch.index_B, labels_BK)
+    if state.step == 0:
+        check_first_batch(batch)
+    for name, value in update(run, model, config, state, batch).items():
+        state.window[name] = state.window.get(name, 0.0) + value
+    state.step += 1
+    state.window_steps += 1
+
+
+def _collect(
+    run: RunDir,
+    model: Model,
+    config: RunConfig,
+    state: TrainState,
+    stream: Data,
+    recorded: graph.StaticSteps,
+    reached: int,
+) -> None:
+    """Take in what the device did since the last boundary. Where it met numbers that are not finite, the weights are
+    those before that step, and the step is made once more by `update`, which says what is wrong.
+    """
+    sums, done, finite = recorded.collect()
+    for name, value in sums.items():
+        state.window[name] = state.window.get(name, 0.0) + value
+    state.step += done
+    state.window_steps += done
+    if not finite:
+        _step(run, model, config, state, stream)
+        raise Diverged(f"training diverged: recorded step {state.step - 1:,} was not finite, repeated it is")
+    assert state.step == reached
 
 
 def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batch: Batch) -> dict[str, float]:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaecli import checkpoint, data, device, fast, models, output, presets, registry, rundir, schedules, trainer
+from vaecli import checkpoint, data, device, fast, graph, models, output, presets, registry, rundir, schedules, trainer
 from vaecli import config as configs
 from vaecli import tree as trees
 from vaecli.batch import DataInfo
 from vaecli.commands._meter import Meter
 from vaecli.config import RunConfig
-from vaecli.data.base import Dataset, SplitView
+from vaecli.data.base import Dataset, SplitView, Stream
 from vaecli.diagnosis import latent_statistics, limited, table_rows, verdict
 from vaecli.errors import ConfigError, MachineError, VaeError
 from vaecli.models.base import Model
@@ -145,7 +145,7 @@ def run(
     if dry_run:
         _dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"), json)
         return
-    dataset = data.load(config.data)
+    dataset = _to_device(data.load(config.data), where)
     device.seed(config.seed, "init")
     _check_labels(config, dataset.info)
     model = _ready(models.build(config.model, dataset.info), config, where)
@@ -186,7 +186,7 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
         output.notice(f"would resume {run_path} at step {loaded.step:,}")
         _dry_run(config, where, run_path, json)
         return
-    dataset = data.load(config.data, loaded.info)
+    dataset = _to_device(data.load(config.data, loaded.info), where)
     model = _ready(loaded.model, config, where)
     state = trainer.TrainState.fresh(model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
@@ -365,8 +365,10 @@ def _train(
             run_dir.status(status="running")
             stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.split("val")
             with meter:
-                outcome = trainer.fit(
-                    run_dir, model, config, state, stream, dataset.training(config.seed), held_out, stop, meter.report
+                training = dataset.training(config.seed)
+                recorded = _recorded(model, config, state, stream)
+                outcome = trainer.finish(
+                    trainer.fit(run_dir, model, config, state, stream, training, held_out, stop, meter.report, recorded)
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
             output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
@@ -380,6 +382,29 @@ def _train(
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         run_dir.close()
     _result(run_dir.path, status, state.step, evaluation, json)
+
+
+def _to_device(dataset: Dataset, where: torch.device) -> Dataset:
+    """The data set in the device's memory, where it takes no more than half of what is free there."""
+    if where.type == "cuda" and dataset.images.nbytes < torch.cuda.mem_get_info(where)[0] / 2:
+        return dataset.to(where)
+    if where.type == "cuda":
+        output.notice("the images stay in host memory: they are more than half of what is free on the device")
+    return dataset
+
+
+def _recorded(model: Model, config: RunConfig, state: trainer.TrainState, stream: Stream) -> graph.StaticSteps | None:
+    """The steps as a CUDA graph, where there is a GPU and nothing speaks against it."""
+    if model.device.type != "cuda" or not model.phases or not config.train.fast:
+        return None
+    problem = graph.obstacle(model, config)
+    if stream.dataset.images.device.type != "cuda":
+        problem = "the images are not on the device"
+    if problem is not None:
+        output.notice(f"steps are launched one by one: {problem}")
+        return None
+    output.notice("fast       steps recorded as a CUDA graph")
+    return graph.StaticSteps(model, config, stream, state.optimizers)
 
 
 def _result(path: Path, status: str, step: int, evaluation: Mapping[str, Any], json: bool) -> None:

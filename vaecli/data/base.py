@@ -257,7 +257,11 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """The batch at `step`; labels beyond `data.labelled` are -1."""
-        return self.dataset.batch(self.indices(step), self._labels)
+        return self.read(self.indices(step))
+
+    def read(self, index_B: Tensor) -> Batch:
+        """The images at these positions of the data set, as training sees them."""
+        return self.dataset.batch(index_B, self._labels)
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
