@@ -122,6 +122,9 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Weight of the KL (beta-vae).")] = None,
     latent_dim: Annotated[int | None, typer.Option(help="Number of latents.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Train one run for each: 0-9 or 0,2,5; the directories on stdout.")
+    ] = None,
     device: Device = "auto",
     max_time: Annotated[str | None, typer.Option(help="Stop and save after this long: 90s, 2m, 1h30m.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory; otherwise one is made up.")] = None,
@@ -155,7 +158,7 @@ def train(
     }
     given = {key: pair for key, pair in flags.items() if pair[1] is not None}
     layers = command.Layers(preset, config, given, sets or [])
-    command.run(layers, name, runs_dir, resume, init_from, max_time, device, dry_run, force, json)
+    command.run(layers, name, runs_dir, resume, init_from, max_time, seeds, device, dry_run, force, json)
 
 
 @app.command()

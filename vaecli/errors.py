@@ -50,3 +50,11 @@ class FailedVerdict(VaeError):
     """The verdict on a model is one that the caller asked to fail on (`--fail-if`)."""
 
     exit_code = 6
+
+
+class SeedsFailed(VaeError):
+    """Some of several runs failed; the exit code is that of the first which did."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -69,6 +69,11 @@ def warning(text: str) -> None:
     _stderr(f"vae: warning: {safe(text)}")
 
 
+def relay(line: str) -> None:
+    """A line that another process of ours meant for stderr; it has decided itself what a quiet run leaves out."""
+    _stderr(safe(line))
+
+
 def error(text: str, hint: str | None = None) -> None:
     """The one or two lines with which a command fails."""
     _log.error(safe(text))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from vaecli.config import OptimConfig, RunConfig
 from vaecli.errors import Diverged, InputError, Interrupted, MachineError
 from vaecli.models.base import Model
 from vaecli.rundir import RunDir
+
+Value = TypeVar("Value")
 
 
 class Data(Protocol):
@@ -295,14 +297,14 @@ def fit(
         yield
 
 
-def finish(run: Generator[None, None, Outcome]) -> Outcome:
-    """Run one training to its end."""
+def finish(run: Generator[None, None, Value]) -> Value:
+    """Run one training to its end; what it returned."""
     while True:
         try:
             next(run)
         except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
+            value: Value = end.value
+            return value
 
 
 def _step(run: RunDir, model: Model, config: RunConfig, state: TrainState, stream: Data) -> None:

@@ -1,11 +1,14 @@
 """`vae train`: from a resolved configuration to a run directory with checkpoints."""
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from json import loads as parse_json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +18,12 @@ from vaecli import checkpoint, data, device, fast, graph, models, output, preset
 from vaecli import config as configs
 from vaecli import tree as trees
 from vaecli.batch import DataInfo
+from vaecli.commands import _seeds
 from vaecli.commands._meter import Meter
 from vaecli.config import RunConfig
 from vaecli.data.base import Dataset, SplitView, Stream
 from vaecli.diagnosis import latent_statistics, limited, table_rows, verdict
-from vaecli.errors import ConfigError, MachineError, VaeError
+from vaecli.errors import ConfigError, MachineError, SeedsFailed, VaeError
 from vaecli.models.base import Model
 
 DEFAULT_PRESET = "beta-vae-dsprites"
@@ -108,18 +112,21 @@ def run(
     resume: str | None = None,
     init_from: str | None = None,
     max_time: str | None = None,
+    seeds: str | None = None,
     device_name: str = "auto",
     dry_run: bool = False,
     force: bool = False,
     json: bool = False,
 ) -> None:
-    """Train; the run directory is the one line on stdout."""
+    """Train; the run directory is the one line on stdout (with `seeds` a line each)."""
     started = time.monotonic()
     limit = duration(max_time)
     where = device.pick(device_name)
     device.deterministic(where)
     fast.tune_allocator()
     parent = Path(runs_dir) if runs_dir else rundir.runs_dir()
+    if resume is not None and seeds is not None:
+        raise ConfigError("--seeds starts new runs; continue each with --resume")
     if resume == "auto":
         if name is None:
             raise ConfigError("--resume auto needs --name, to know which run to look for")
@@ -137,6 +144,8 @@ def run(
         _resume(Path(resume), layers, where, limit, dry_run, json)
         return
     layers = with_default(layers)
+    if seeds is not None and ("seed" in layers.flags or any(text.partition("=")[0] == "seed" for text in layers.sets)):
+        raise ConfigError("--seeds and --seed exclude each other")
     tree = resolve(layers)
     prefix = run_prefix(layers.preset, tree)
     config = configs.build(tree)
@@ -146,20 +155,89 @@ def run(
         _dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"), json)
         return
     dataset = _to_device(data.load(config.data), where)
+    wanted = Wanted(where, parent, prefix, name, init_from, limit, started, force)
+    if seeds is not None:
+        _several(_seeds.parse(seeds), config, dataset, wanted, json)
+        return
+    stop = trainer.Stop(limit)
+    with stop.signals():
+        record = trainer.finish(_start(config, dataset, wanted, stop))
+    _result(record, json)
+
+
+class Wanted(NamedTuple):
+    """What the command line says about a new run beside its configuration."""
+
+    where: torch.device
+    parent: Path
+    prefix: str
+    name: str | None
+    init_from: str | None
+    limit: float | None
+    started: float
+    force: bool
+
+
+def _start(
+    config: RunConfig, dataset: Dataset, wanted: Wanted, stop: trainer.Stop
+) -> Generator[None, None, dict[str, Any]]:
+    """A new run from its first step to its last."""
     device.seed(config.seed, "init")
     _check_labels(config, dataset.info)
-    model = _ready(models.build(config.model, dataset.info), config, where)
-    if init_from is not None:
-        _take_weights(model, init_from)
+    model = _ready(models.build(config.model, dataset.info), config, wanted.where)
+    if wanted.init_from is not None:
+        _take_weights(model, wanted.init_from)
     else:
         device.seed(config.seed, "begin")
         model.begin(dataset.training(config.seed))
     state = trainer.TrainState.fresh(model, config)
-    _check_disk(parent, model, config)
-    run_dir = rundir.create(parent, f"{prefix}-s{config.seed}", name, force)
+    _check_disk(wanted.parent, model, config)
+    run_dir = rundir.create(wanted.parent, f"{wanted.prefix}-s{config.seed}", wanted.name, wanted.force)
     run_dir.write("config.yaml", configs.dump(config))
-    run_dir.status(**rundir.provenance(), device=device.describe(where), data=dataset.info.source, preset=prefix)
-    _train(run_dir, model, config, state, dataset, where, limit, started, json)
+    run_dir.status(
+        **rundir.provenance(), device=device.describe(wanted.where), data=dataset.info.source, preset=wanted.prefix
+    )
+    return (yield from _train(run_dir, model, config, state, dataset, wanted.where, stop, wanted.started))
+
+
+def _several(seeds: Sequence[int], config: RunConfig, dataset: Dataset, wanted: Wanted, json: bool) -> None:
+    """One run for each seed; their directories on stdout, in the order of the seeds."""
+    ways = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    records: list[dict[str, Any] | None]
+    if _share_the_device(config, dataset, wanted.where):
+        output.notice(f"seeds      {len(seeds)} runs take turns on {device.describe(wanted.where)}")
+        stop = trainer.Stop(wanted.limit)
+        with stop.signals():
+            names = [None if wanted.name is None else f"{wanted.name}-s{seed}" for seed in seeds]
+            each = [
+                _start(way, dataset, wanted._replace(name=name), stop) for way, name in zip(ways, names, strict=True)
+            ]
+            records, errors = _seeds.taking_turns(each)
+        code = errors[0].exit_code if errors else 0
+    else:
+        at_once = _seeds.processes_at_once(len(seeds), dataset.images.nbytes) if wanted.where.type == "cpu" else 1
+        how = f"{at_once} at a time, a process each" if at_once > 1 else "one after another"
+        output.notice(f"seeds      {len(seeds)} runs, {how}")
+        del dataset
+        commands = [(seed, [*_seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in seeds]
+        texts, code = _seeds.in_processes(commands, at_once)
+        records = [None if text is None else parse_json(text) for text in texts]
+    done = [record for record in records if record is not None]
+    if json:
+        output.result_json({"schema": 1, "runs": done})
+    else:
+        for record in done:
+            output.result(str(record["run"]))
+    if code:
+        raise SeedsFailed(f"{len(seeds) - len(done)} of {len(seeds)} seeds did not finish", code)
+
+
+def _share_the_device(config: RunConfig, dataset: Dataset, where: torch.device) -> bool:
+    """Whether several runs can be in one process: on a GPU, where each is recorded and has a stream of its own."""
+    with torch.device("meta"):
+        model = models.build(config.model, dataset.info)
+    recordable = len(model.phases) == 1 and config.train.fast and graph.obstacle(model, config) is None
+    return where.type == "cuda" and recordable and dataset.images.device.type == "cuda"
 
 
 def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None, dry_run: bool, json: bool) -> None:
@@ -180,7 +258,7 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
         raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.steps:,}")
     if not loaded.model.phases or config.train.steps == loaded.step:
         output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
-        _result(run_path, "finished", loaded.step, {}, json)
+        _result(_record(run_path, "finished", loaded.step, {}), json)
         return
     if dry_run:
         output.notice(f"would resume {run_path} at step {loaded.step:,}")
@@ -197,7 +275,10 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
     output.notice(f"resuming {run_path} at step {state.step:,}")
     if where.type != "cpu":
         output.notice("on this device the continuation is not bit-exact")
-    _train(run_dir, model, config, state, dataset, where, limit, started, json)
+    stop = trainer.Stop(limit)
+    with stop.signals():
+        record = trainer.finish(_train(run_dir, model, config, state, dataset, where, stop, started))
+    _result(record, json)
 
 
 def _ready(model: Model, config: RunConfig, where: torch.device) -> Model:
@@ -351,24 +432,23 @@ def _train(
     state: trainer.TrainState,
     dataset: Dataset,
     where: torch.device,
-    limit: float | None,
+    stop: trainer.Stop,
     started: float,
-    json: bool,
-) -> None:
+) -> Generator[None, None, dict[str, Any]]:
+    """Train in a run directory and report; yields between steps, and its value is the record of the result."""
     _banner(model, config, dataset, where)
     output.notice(f"run        {run_dir.path}")
-    stop = trainer.Stop(limit)
     meter = Meter(config, state, started)
     code, status, evaluation = 1, "failed", {}
     try:
-        with stop.signals(), trainer.memory_errors(config.train.batch_size, dataset.info.shape):
+        with trainer.memory_errors(config.train.batch_size, dataset.info.shape):
             run_dir.status(status="running")
             stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.split("val")
+            recorded = _recorded(model, config, state, stream)
+            training = dataset.training(config.seed)
             with meter:
-                training = dataset.training(config.seed)
-                recorded = _recorded(model, config, state, stream)
-                outcome = trainer.finish(
-                    trainer.fit(run_dir, model, config, state, stream, training, held_out, stop, meter.report, recorded)
+                outcome = yield from trainer.fit(
+                    run_dir, model, config, state, stream, training, held_out, stop, meter.report, recorded
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
             output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
@@ -381,7 +461,7 @@ def _train(
         with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         run_dir.close()
-    _result(run_dir.path, status, state.step, evaluation, json)
+    return _record(run_dir.path, status, state.step, evaluation)
 
 
 def _to_device(dataset: Dataset, where: torch.device) -> Dataset:
@@ -407,11 +487,15 @@ def _recorded(model: Model, config: RunConfig, state: trainer.TrainState, stream
     return graph.StaticSteps(model, config, stream, state.optimizers)
 
 
-def _result(path: Path, status: str, step: int, evaluation: Mapping[str, Any], json: bool) -> None:
+def _record(path: Path, status: str, step: int, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": 1, "run": str(path), "status": status, "step": step, "val": dict(evaluation)}
+
+
+def _result(record: Mapping[str, Any], json: bool) -> None:
     if json:
-        output.result_json({"schema": 1, "run": str(path), "status": status, "step": step, "val": dict(evaluation)})
+        output.result_json(dict(record))
     else:
-        output.result(str(path))
+        output.result(str(record["run"]))
 
 
 def _final_table(

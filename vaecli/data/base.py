@@ -368,15 +368,20 @@ def grid_index(labels_BK: Tensor, sizes: Sequence[int]) -> Tensor:
     return index_B
 
 
-def require_memory(nbytes: int, what: str, hint: str) -> None:
-    """MachineError if `nbytes` are more than 80 % of the memory that is free, where the system tells."""
+def free_memory() -> int | None:
+    """Bytes of memory that may be taken, where the system tells."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         try:
-            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):
-            return
-    if nbytes > 0.8 * free:
+            return None
+
+
+def require_memory(nbytes: int, what: str, hint: str) -> None:
+    """MachineError if `nbytes` are more than 80 % of the memory that is free, where the system tells."""
+    free = free_memory()
+    if free is not None and nbytes > 0.8 * free:
         raise MachineError(f"{what} needs {nbytes / 2**30:,.1f} GiB, but {free / 2**30:,.1f} GiB are free", hint)

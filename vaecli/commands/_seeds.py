@@ -1,0 +1,140 @@
+"""Several seeds of one configuration: taking turns on one GPU, or a process with one thread for each CPU core.
+
+Each run directory is what `--seed` alone would have made: same order of images, same noise, numbers equal within the
+rounding of another thread count or of recorded steps.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+from vaecli import output
+from vaecli.data.base import free_memory
+from vaecli.errors import ConfigError, VaeError
+
+MOST = 1000
+Value = TypeVar("Value")
+
+
+def parse(text: str) -> list[int]:
+    """`0-9`, `3`, `0,2,5-7`; ConfigError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last - first >= MOST:
+            raise ConfigError(f"--seeds {text!r}: not a list of seeds", "write 0-9 or 0,2,5")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text!r}: names a seed twice")
+    return seeds
+
+
+def taking_turns(runs: Sequence[Generator[None, None, Value]]) -> tuple[list[Value | None], list[VaeError]]:
+    """Let trainings advance one after another until all have ended; what each returned, and the errors met.
+
+    A run that fails does not end the others.
+    """
+    values: list[Value | None] = [None] * len(runs)
+    errors: list[VaeError] = []
+    active = dict(enumerate(runs))
+    while active:
+        for number, run in list(active.items()):
+            try:
+                next(run)
+                continue
+            except StopIteration as end:
+                values[number] = end.value
+            except VaeError as error:
+                output.error(str(error), error.hint)
+                errors.append(error)
+            del active[number]
+    return values, errors
+
+
+def cpu_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_at_once(seeds: int, data_bytes: int) -> int:
+    """As many as there are cores, unless memory is short: each process holds the data and about 1 GB of its own."""
+    cores = cpu_cores()
+    free = free_memory()
+    fitting = cores if free is None else int(0.8 * free / (data_bytes + 1e9))
+    return max(1, min(seeds, cores, fitting))
+
+
+def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tuple[list[str | None], int]:
+    """Run (seed, arguments of `vae`) pairs, `at_once` at a time and each on its share of the cores.
+
+    Their messages come through with the seed before each line. Returns what each put on stdout (None for those that
+    failed), in order, and the first exit code that is not 0. Signals are passed on.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cpu_cores() // at_once))}
+    results: list[str | None] = [None] * len(commands)
+    codes = [0] * len(commands)
+    running: set[subprocess.Popen[str]] = set()
+    waiting = list(enumerate(commands))
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if not waiting or stopped.is_set():
+                    return
+                number, (seed, arguments) = waiting.pop(0)
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "vaecli", *arguments],
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+                    start_new_session=True,  # the terminal's Ctrl-C comes here, and is passed on once
+                )  # fmt: skip
+                running.add(process)
+            assert process.stderr is not None and process.stdout is not None
+            for line in process.stderr:
+                output.relay(f"[seed {seed}] {line.rstrip()}")
+            out = process.stdout.read()
+            codes[number] = process.wait()
+            if codes[number] == 0:
+                results[number] = out
+            with lock:
+                running.discard(process)
+
+    def pass_on(signum: int, _: Any) -> None:
+        if signum != signal.SIGUSR1:
+            stopped.set()
+        for process in list(running):
+            process.send_signal(signum)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    old = {s: signal.signal(s, pass_on) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    try:
+        threads = [threading.Thread(target=work) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)  # in pieces, so that signals are seen
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return results, next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def arguments_of(argv: Sequence[str], seed: int, name: str | None) -> list[str]:
+    """The command line of one seed: that of all, without --seeds, --name and --json, with its own seed and name."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in ("--seeds", "--name"):
+            skip = True
+        elif not word.startswith(("--seeds=", "--name=")) and word != "--json":
+            kept.append(word)
+    return [*kept, "--seed", str(seed), *(["--name", f"{name}-s{seed}"] if name else [])]
