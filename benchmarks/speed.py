@@ -184,7 +184,7 @@ def pythae(net: str, batch_size: int, counter: Counter, folder: str) -> None:
     trainer = BaseTrainerConfig(
         output_dir=folder, learning_rate=LR, per_device_train_batch_size=batch_size, num_epochs=1000, no_cuda=True
     )
-    pipeline = TrainingPipeline(trainer, Counted(settings, Encoder(), Decoder()))
+    pipeline = TrainingPipeline(Counted(settings, Encoder(), Decoder()), trainer)
     pipeline(train_data=images().numpy().astype(np.float32))
 
 

@@ -411,7 +411,7 @@ def test_update_minimises_what_it_logs() -> None:
     twin.load_state_dict(model.state_dict())
     batch = dataset.stream(0, 8).batch(0)
     state = trainer.TrainState.fresh(model, config)
-    logged = trainer.update(None, model, config, state, batch)  # type: ignore[arg-type]
+    logged = trainer.update(model, config, state, batch)
     from vaecli import device
 
     device.seed(0, "step", 0)

@@ -8,12 +8,15 @@ import contextlib
 import json
 import math
 import os
+import resource
 import signal
+import statistics
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -314,7 +317,11 @@ def _step(run: RunDir, model: Model, config: RunConfig, state: TrainState, strea
     batch = Batch(batch.x_BCHW.to(where), batch.index_B, labels_BK)
     if state.step == 0:
         check_first_batch(batch)
-    for name, value in update(run, model, config, state, batch).items():
+    try:
+        terms = update(model, config, state, batch)
+    except NotFinite as error:
+        diverged(run, model, state, batch, error.phase, error.values)
+    for name, value in terms.items():
         state.window[name] = state.window.get(name, 0.0) + value
     state.step += 1
     state.window_steps += 1
@@ -343,8 +350,19 @@ def _collect(
     assert state.step == reached
 
 
-def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batch: Batch) -> dict[str, float]:
-    """One update of every optimizer, in the order of `model.phases`; the logged scalars of all phases."""
+class NotFinite(Exception):
+    """A loss or gradient was NaN or infinite, and its optimizer did not move."""
+
+    def __init__(self, phase: str, values: dict[str, float]) -> None:
+        super().__init__(phase)
+        self.phase, self.values = phase, values
+
+
+def update(model: Model, config: RunConfig, state: TrainState, batch: Batch) -> dict[str, float]:
+    """One update of every optimizer, in the order of `model.phases`; the logged scalars of all phases.
+
+    Raises NotFinite, with the weights as they were before the phase in which it happened.
+    """
     model.train()
     device.seed(config.seed, "step", state.step)
     hyper = model.hyper(state.step)
@@ -362,7 +380,7 @@ def update(run: RunDir, model: Model, config: RunConfig, state: TrainState, batc
         values = {name: float(value.detach()) for name, value in {**terms, "grad_norm": norm}.items()}
         # Before the optimizer moves anything: what is kept and saved is always finite.
         if not all(map(math.isfinite, values.values())):
-            diverged(run, model, state, batch, phase, values)
+            raise NotFinite(phase, values)
         if optim.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, schedules.at(optim.grad_clip, state.step), norm)
         optimizer.step()
@@ -413,6 +431,33 @@ def evaluate(model: Model, split: Split, config: RunConfig, step: int, stop: Sto
     return {**record, "images": seen}
 
 
+def probe(model: Model, config: RunConfig, stream: Data, steps: int = 20, seconds: float = 10.0) -> tuple[float, int]:
+    """Seconds of a step (the median, after two to warm up) and peak bytes of memory, from some that are forgotten.
+
+    Memory is that of the process on a CPU and that of the device's allocator on CUDA; 0 where it cannot be told.
+    """
+    state, times, started = TrainState.fresh(model, config), [], time.monotonic()
+    for step in range(steps + 2):
+        start = time.monotonic()
+        batch = stream.batch(step)
+        labels_BK = None if batch.labels_BK is None else batch.labels_BK.to(model.device)
+        try:
+            update(model, config, state, Batch(batch.x_BCHW.to(model.device), batch.index_B, labels_BK))
+        except NotFinite:
+            break  # it takes as long
+        finally:
+            times.append(time.monotonic() - start)
+        if time.monotonic() - started > seconds:
+            break
+    if model.device.type == "cuda":
+        return statistics.median(times[2:] or times), torch.cuda.max_memory_allocated(model.device)
+    try:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except (OSError, ValueError):
+        peak = 0
+    return statistics.median(times[2:] or times), peak * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_first_batch(batch: Batch) -> None:
     """Refuse numbers no objective here can use, before a thousand steps are spent on them."""
     low, high = float(batch.x_BCHW.min()), float(batch.x_BCHW.max())
@@ -426,7 +471,7 @@ def check_first_batch(batch: Batch) -> None:
 
 def diverged(
     run: RunDir, model: Model, state: TrainState, batch: Batch, phase: str, values: Mapping[str, float]
-) -> None:
+) -> NoReturn:
     """Write diverged.json and raise. The optimizer has not moved, so the weights are those of the last finite step."""
     with torch.inference_mode():
         logvar = model.posterior(batch.x_BCHW).logvar_BD

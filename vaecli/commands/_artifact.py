@@ -1,19 +1,24 @@
-"""Files of the commands that use a model: the picture they write, and the pictures they are given.
+"""Files of the commands that use a model: what they write, and the pictures they are given.
 
-`check` comes before the work and `write` after it, so that a mistake in `-o` costs nothing.
+`check` comes before the work and `write` after it, so that a mistake in `-o` costs nothing; `check_images` and
+`write_images` are the same for many images.
 """
 
 import contextlib
+import io
 import os
 import stat
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vaecli import figures
 from vaecli import output as streams
 from vaecli.data import folder
 from vaecli.errors import ConfigError, InputError, MachineError
@@ -21,8 +26,8 @@ from vaecli.errors import ConfigError, InputError, MachineError
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
-def check(output: str | None, default_name: str, force: bool, json: bool = False) -> str:
-    """The output's name (`-` for stdout), or the error that writing it would end in.
+def check(output: str | None, default_name: str, force: bool, json: bool = False, text: bool = False) -> str:
+    """The output's name (`-` for stdout), or the error that writing it would end in. `text`: fit for a terminal.
 
     ConfigError where something would be overwritten or the terminal would get binary data, InputError where the
     folder is missing, MachineError where it cannot be written.
@@ -30,8 +35,8 @@ def check(output: str | None, default_name: str, force: bool, json: bool = False
     name = default_name if output is None else output
     if name in STDOUT:
         if json:
-            raise ConfigError("--json and -o - both want stdout", "write the picture to a file")
-        if sys.stdout is not None and sys.stdout.isatty():
+            raise ConfigError("--json and -o - both want stdout", "name a file with -o")
+        if not text and sys.stdout is not None and sys.stdout.isatty():
             raise ConfigError("a terminal cannot show binary data", "redirect stdout, or name a file with -o")
         return "-"
     if not name or "\0" in name:
@@ -99,6 +104,82 @@ def _replace(target: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+Array = NDArray[np.float32]
+
+
+def check_images(output: str | None, default_name: str, n: int, force: bool, json: bool = False) -> None:
+    """As `check`, for `n` images; a name that ends in a slash, or a folder that exists, gets a PNG file for each."""
+    folder = _folder(output)
+    if folder is None:
+        check(output, default_name, force, json)
+    elif folder.is_dir():
+        taken = [name for i in range(n) if (folder / (name := f"{i:05d}.png")).exists()]
+        if taken and not force:
+            raise ConfigError(f"{folder / taken[0]}: exists already", "--force overwrites it, -o writes elsewhere")
+        require_folder(folder, str(output))
+    elif folder.exists():
+        raise ConfigError(f"{output}: is a file, not a folder")
+    else:
+        require_folder(Path(os.path.realpath(folder)).parent, str(output))
+
+
+def write_images(
+    output: str | None,
+    default_name: str,
+    chunks: Iterable[tuple[Array, Array]],
+    n: int,
+    shape: tuple[int, int, int],
+    force: bool,
+    advance: Callable[[float], None],
+) -> str:
+    """Write `n` images, given in chunks with their latents, (B, C, H, W) and (B, D); returns the name.
+
+    A grid (PNG), a folder of PNG files, or `.npz` with `images` and `z`. ConfigError, before any image is made, where
+    the grid would be too large; else as `write`.
+    """
+    folder = _folder(output)
+    if folder is not None:
+        _write_folder(folder, chunks, advance)
+        return str(folder)
+    packed = output is not None and output.endswith(".npz")
+    if not packed:
+        columns = figures.columns_for(n, *shape[1:])
+        figures.check_size(-(-n // columns), columns, *shape[1:])
+    images, codes = [], []
+    for x_BCHW, z_BD in chunks:
+        images.append(x_BCHW)
+        codes.append(z_BD)
+        advance(len(z_BD))
+    x_NCHW = np.concatenate(images)
+    data = _npz(x_NCHW, np.concatenate(codes)) if packed else figures.grid(x_NCHW)
+    return write(output, default_name, data, force)
+
+
+def _folder(output: str | None) -> Path | None:
+    if output is None or not (output.endswith(("/", os.sep)) or os.path.isdir(output)):
+        return None
+    return Path(output)
+
+
+def _write_folder(folder: Path, chunks: Iterable[tuple[Array, Array]], advance: Callable[[float], None]) -> None:
+    number = 0
+    for x_BCHW, _ in chunks:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot be made: {error.strerror}") from None
+        for image_CHW in x_BCHW:
+            write(str(folder / f"{number:05d}.png"), "", figures.single(image_CHW), force=True)
+            number += 1
+        advance(len(x_BCHW))
+
+
+def _npz(images: Array, z: Array) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, images=images, z=z)
+    return stream.getvalue()
 
 
 def report(name: str, record: dict[str, Any], json: bool) -> None:

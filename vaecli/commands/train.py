@@ -360,8 +360,10 @@ def _checkpoint_bytes(model: Model) -> int:
 
 
 def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -> None:
-    """Everything short of the work: resolve, look at the data, build on the meta device, and say what would happen."""
-    dataset = data.load(config.data)
+    """Everything short of the work: resolve, look at the data, build the model, try some steps, and say what would
+    happen and what it would take.
+    """
+    dataset = _to_device(data.load(config.data), where)
     _check_labels(config, dataset.info)
     with torch.device("meta"):
         model = models.build(config.model, dataset.info)
@@ -378,11 +380,26 @@ def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -
         "device": str(where),
         "config": config.to_tree(),
     }
+    if model.phases:
+        model = _ready(models.build(config.model, dataset.info), config, where)
+        seconds, memory = trainer.probe(model, config, dataset.stream(config.seed, config.train.batch_size))
+        facts |= {"seconds": seconds * config.train.steps, "peak_bytes": memory}
+        output.notice(
+            f"probe      {config.train.batch_size / seconds:,.0f} images/s: {_hours(seconds * config.train.steps)} for "
+            f"{config.train.steps:,} steps, without evaluations; memory {memory / 1e9:.2f} GB at the peak"
+        )
     output.notice(f"dry run: no run was made; a checkpoint would take about {size / 1e6:.1f} MB")
     if json:
         output.result_json(facts)
     else:
         output.result(str(target))
+
+
+def _hours(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.device) -> None:

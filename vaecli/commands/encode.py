@@ -1,0 +1,91 @@
+"""`vae encode`: images to codes."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from vaecli import checkpoint as checkpoints
+from vaecli import codes as code_files
+from vaecli import data
+from vaecli import device as devices
+from vaecli import output as streams
+from vaecli.checkpoint import Loaded
+from vaecli.commands import _artifact
+from vaecli.data.base import Dataset, Floats, SplitView
+from vaecli.errors import ConfigError
+
+DEFAULT_NAME = "codes.npz"
+
+
+def run(
+    checkpoint: str,
+    images: list[str],
+    split: str,
+    n: int | None,
+    output: str | None,
+    batch_size: int,
+    device: str,
+    force: bool,
+    json: bool,
+) -> None:
+    """Means, log-variances and true factors (as the data set numbers them) of image files or of a split.
+
+    `.npz` or `.csv` by the name's ending, `-` for CSV on stdout; `vaecli.codes` says what is in them. The index counts
+    images of the data set or, for files, the files given.
+    """
+    if images and n is not None:
+        raise ConfigError("-n counts images of a split, but image files are given")
+    name = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
+    if name != "-" and not name.lower().endswith((".npz", ".csv")):
+        raise ConfigError(f"{name}: codes are written as .npz or .csv", "end the name in one of them, or use -o -")
+    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    view = _files(loaded, images) if images else data.load(loaded.config.data, loaded.info).split(split)
+    if not images and view.name != split:
+        streams.notice(f"the data set has no split {split}: using {view.name}")
+    count = min(n or len(view), len(view))
+    if n is not None and count < n:
+        streams.notice(f"the split {view.name} has only {count:,} images")
+    with streams.progress("encoding", count) as advance:
+        codes = code_files.encode(loaded, view, count, batch_size, advance)
+    # Not numbered anew, as metrics want it: a class must keep its number whatever else was encoded.
+    labels_NK, _ = code_files.known_factors(view, count)
+    codes = replace(codes, factors_NK=labels_NK)
+    index_N = view.indices[:count].cpu().numpy()
+    if name.lower().endswith(".npz"):
+        _artifact.write(output, DEFAULT_NAME, code_files.to_npz(codes, index_N), force)
+    else:
+        _write_csv(name, codes, index_N, force)
+    record = {
+        "checkpoint": str(loaded.path), "step": loaded.step, "n": count,
+        "source": "files" if images else f"{view.dataset.info.name} {view.name}",
+        "latents": list(codes.latent_names), "factors": list(codes.factor_names),
+        "logvar": codes.logvar_ND is not None,
+    }  # fmt: skip
+    _artifact.report(name, record, json)
+
+
+def _files(loaded: Loaded, paths: list[str]) -> SplitView:
+    """Image files as a data set of their own."""
+    with streams.progress("reading images", len(paths)) as advance:
+        images = []
+        for path in paths:
+            images.append(_artifact.read_image(path, loaded.info.shape))
+            advance(1)
+    x_NCHW = torch.stack(images)
+    source = {"kind": "files", "sha256": hashlib.sha256(x_NCHW.numpy().tobytes()).hexdigest()}
+    info = replace(loaded.info, name="files", source=source, factor_names=(), factor_sizes=())
+    return Dataset(info, Floats(x_NCHW), None, {}).split("all")
+
+
+def _write_csv(name: str, codes: code_files.Codes, index_N: code_files.Array, force: bool) -> None:
+    parts = []
+    with streams.progress("writing", len(codes)) as advance:
+        for part in code_files.to_csv(codes, index_N):
+            if name == "-":
+                streams.result_bytes(part)
+            else:
+                parts.append(part)
+            advance(part.count(b"\n"))
+    if parts:
+        _artifact.write(name, DEFAULT_NAME, b"".join(parts), force)
