@@ -1,13 +1,14 @@
 """Gradient boosted trees for many classification problems on the same inputs at once.
 
-The algorithm and the defaults of scikit-learn's `GradientBoostingClassifier` (Friedman, "Greedy Function Approximation: A
-Gradient Boosting Machine", 2001, algorithms 5 and 6): log loss, regression trees of depth 3 on the residuals split by
-squared error, one Newton step per leaf, learning rate 0.1, 100 stages, importance = impurity decrease. The difference:
-thresholds are taken from at most 256 quantile bins of each input, as in histogram boosting (Ke et al., "LightGBM", 2017),
-and the trees of all classes of all problems of a stage grow together, one level at a time.
+The algorithm and the defaults of scikit-learn's `GradientBoostingClassifier` (Friedman, "Greedy Function
+Approximation: A Gradient Boosting Machine", 2001, algorithms 5 and 6): log loss, regression trees of depth 3 on the
+residuals split by squared error, one Newton step per leaf, learning rate 0.1, 100 stages, importance = impurity
+decrease. The difference: thresholds are taken from at most 256 quantile bins of each input, as in histogram boosting
+(Ke et al., "LightGBM", 2017), and the trees of all classes of all problems of a stage grow together, one level at a
+time.
 
-Shapes: N training rows, M test rows, D inputs, K problems, C classes of one problem, T trees of a stage (one per class;
-one for a problem of two classes), B bins, J nodes of a level.
+Shapes: N training rows, M test rows, D inputs, K problems, C classes of one problem, T trees of a stage (one per
+class; one for a problem of two classes), B bins, J nodes of a level.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ TIE = 1e-5  # gains nearer than this are the same number in float32
 
 @dataclass(frozen=True)
 class Boosted:
-    """`importance_DK` sums to 1 per problem (all 0 where nothing could be split); `probability_MC` and `classes_C` hold,
-    per problem, the predictions for the test rows and the labels their columns stand for."""
+    """`importance_DK` sums to 1 per problem (all 0 where nothing could be split). Per problem, `probability_MC` has the
+    predictions for the test rows and `classes_C` the labels its columns stand for."""
 
     importance_DK: Array
     probability_MC: list[Array]
@@ -68,7 +69,7 @@ def boost(x_ND: Array, label_NK: Array, test_MD: Array, seed: int, stages: int =
     return Boosted(importance_DK, problems.columns(p_TM), problems.classes)
 
 
-# ----------------------------------------------------------------------------------------------------------------- inputs
+# --------------------------------------------------------------------------------------------------------------- inputs
 
 
 def _edges(x_N: Array) -> Array:
@@ -84,7 +85,9 @@ def _edges(x_N: Array) -> Array:
 
 
 def _bin(x_ND: Array, edges: list[Array]) -> Tensor:
-    bins = [np.searchsorted(edge, column, side="left").astype(np.uint8) for edge, column in zip(edges, x_ND.T, strict=True)]
+    bins = [
+        np.searchsorted(edge, column, side="left").astype(np.uint8) for edge, column in zip(edges, x_ND.T, strict=True)
+    ]
     return torch.from_numpy(np.stack(bins))
 
 
@@ -150,7 +153,7 @@ class _Problems:
         importance_DK += gained.reshape(inputs, problems)
 
 
-# ------------------------------------------------------------------------------------------------------------------ trees
+# ---------------------------------------------------------------------------------------------------------------- trees
 
 
 @dataclass(frozen=True)

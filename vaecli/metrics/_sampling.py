@@ -36,7 +36,6 @@ class Sharing:
     """
 
     def __init__(self, factors_NK: Array) -> None:
-        rows, factors = factors_NK.shape
         self._factors_NK = factors_NK
         values = int(factors_NK.max()) + 1
         narrow = np.int16 if values < 2**15 else np.int64  # sorting 16 bits is a radix sort, many times faster
@@ -45,7 +44,7 @@ class Sharing:
         self._start_KV = np.cumsum(self._count_KV, axis=1) - self._count_KV
 
     def draw(self, factor_M: Array, like_M: Array, count: int, rng: np.random.Generator) -> Array:
-        """Per draw, `count` rows (with replacement) that have the value of factor `factor_M` of row `like_M`, (M, L)."""
+        """Per draw `count` rows, with replacement, that share factor `factor_M` with row `like_M`: (M, L)."""
         value_M = self._factors_NK[like_M, factor_M]
         place_ML = rng.integers(0, self._count_KV[factor_M, value_M][:, None], (len(factor_M), count))
         place_ML += self._start_KV[factor_M, value_M][:, None]

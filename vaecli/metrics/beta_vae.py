@@ -1,9 +1,9 @@
 """BetaVAE (z_diff): which factor was held fixed, told by a linear classifier from mean differences of pairs of codes.
 
-Higgins et al., "beta-VAE" (2017), section 3, in the protocol of disentanglement_lib: a point is the mean of |mu_1 - mu_2|
-over 64 pairs of images that share the value of one factor, its label that factor; logistic regression (L2 penalty, C = 1)
-on 10,000 points, accuracy on 5,000 more. The paper's own classifier has the same form, without penalty and trained by
-Adagrad at 0.01 until it converges.
+Higgins et al., "beta-VAE" (2017), section 3, in the protocol of disentanglement_lib: a point is the mean of |mu_1 -
+mu_2| over 64 pairs of images that share the value of one factor, its label that factor; logistic regression (L2
+penalty, C = 1) on 10,000 points, accuracy on 5,000 more. The paper's own classifier has the same form, without
+penalty and trained by Adagrad at 0.01 until it converges.
 """
 
 import warnings
@@ -42,7 +42,9 @@ def score(codes: Codes, seed: int) -> Score:
         warnings.simplefilter("ignore")  # that 100 iterations may not converge is the protocol
         model = LogisticRegression().fit(feature_MD[:TRAIN], factor_M[:TRAIN])
     right_M = model.predict(feature_MD) == factor_M
-    return Score({"accuracy": float(right_M[TRAIN:].mean())}, {**settings, "train_accuracy": float(right_M[:TRAIN].mean())})
+    return Score(
+        {"accuracy": float(right_M[TRAIN:].mean())}, {**settings, "train_accuracy": float(right_M[:TRAIN].mean())}
+    )
 
 
 def _points(codes: Codes, points: int, rng: np.random.Generator) -> tuple[Array, Array]:

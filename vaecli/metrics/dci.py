@@ -1,9 +1,9 @@
 """DCI: disentanglement, completeness and informativeness of boosted trees that predict each factor from the code.
 
-Eastwood & Williams, "A Framework for the Quantitative Evaluation of Disentangled Representations" (2018), section 2, with
-the predictor and the informativeness (test accuracy) of disentanglement_lib: gradient boosting with scikit-learn's
-defaults, here in an implementation that splits at 256 quantile bins (`dci-sklearn` has the exact and slow one). With R the
-importance of latent d for factor k,
+Eastwood & Williams, "A Framework for the Quantitative Evaluation of Disentangled Representations" (2018), section 2,
+with the predictor and the informativeness (test accuracy) of disentanglement_lib: gradient boosting with
+scikit-learn's defaults, here in an implementation that splits at 256 quantile bins (`dci-sklearn` has the exact and
+slow one). With R the importance of latent d for factor k,
 
     disentanglement = sum_d w_d (1 - H_K(R_d / sum_k R_dk)),  w_d = sum_k R_dk / sum R,
     completeness    = sum_k w_k (1 - H_D(R_k / sum_d R_dk)),  w_k = sum_d R_dk / sum R,
@@ -59,7 +59,7 @@ def summarise(importance_DK: Array, accuracy_K: Array, settings: Mapping[str, An
 
 def _concentration(importance: Array) -> float:
     """1 where each row has one entry, 0 where its entries are equal; the mean is weighted by the sums of the rows."""
-    rows, columns = importance.shape
+    columns = importance.shape[1]
     if columns == 1:
         return math.nan
     p = importance + TINY

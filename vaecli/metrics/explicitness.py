@@ -1,8 +1,8 @@
 """Explicitness: how well a linear classifier of all latents ranks each value of each factor, as an area under the ROC.
 
-Ridgeway & Mozer, "Learning Deep Disentangled Embeddings With the F-Statistic Loss" (2018), section 3, in the protocol of
-disentanglement_lib: one logistic regression per factor on standardised codes; the area under the one-vs-rest ROC curve on
-the test points, mean over values and then factors. 0.5 is chance, 1 the best.
+Ridgeway & Mozer, "Learning Deep Disentangled Embeddings With the F-Statistic Loss" (2018), section 3, in the protocol
+of disentanglement_lib: one logistic regression per factor on standardised codes; the area under the one-vs-rest ROC
+curve on the test points, mean over values and then factors. 0.5 is chance, 1 the best.
 """
 
 import math

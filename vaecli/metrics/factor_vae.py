@@ -1,9 +1,10 @@
 """FactorVAE: which factor was held fixed, told from the one latent that varies least.
 
-Kim & Mnih, "Disentangling by Factorising" (2018), section 3, in the protocol of disentanglement_lib: a vote draws 64 images
-that share the value of a factor and names the latent of the smallest variance relative to its variance over all images;
-each latent stands for the factor it is named for most in 10,000 votes; the score is how often that is right in 5,000 more.
-Latents of standard deviation below 0.05 are left out; where none remains the score is 0. Chance is 1/K.
+Kim & Mnih, "Disentangling by Factorising" (2018), section 3, in the protocol of disentanglement_lib: a vote draws 64
+images that share the value of a factor and names the latent of the smallest variance relative to its variance over
+all images; each latent stands for the factor it is named for most in 10,000 votes; the score is how often that is
+right in 5,000 more. Latents of standard deviation below 0.05 are left out; where none remains the score is 0. Chance
+is 1/K.
 """
 
 from typing import Any

@@ -69,7 +69,7 @@ def _preference(nmi: Array) -> float:
 
 def _explicitness(mean_ND: Array, factor_N: Array) -> float:
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     _, label_N = np.unique(factor_N, return_inverse=True)
     varying_D = varies(mean_ND)

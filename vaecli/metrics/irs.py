@@ -1,10 +1,10 @@
 """IRS: how little a latent moves when the other factors do, while the factor it stands for is held fixed.
 
-Suter et al., "Robustly Disentangled Causal Mechanisms" (2019), section 4, as in disentanglement_lib: with mu_kv the mean
-code where factor k has value v, the 99th percentile of |z_j - mu_kv| over those rows (the maximum in the paper), mean over
-v, divided by the largest |z_j - mean z_j|, and IRS_jk = 1 - that. The score is the mean over latents of max_k IRS_jk,
-weighted by the largest deviation. Factors are binned to 20 values first and constant latents left out. Heavy tails raise
-it: a Gaussian code that knows nothing gets about 0.375.
+Suter et al., "Robustly Disentangled Causal Mechanisms" (2019), section 4, as in disentanglement_lib: with mu_kv the
+mean code where factor k has value v, the 99th percentile of |z_j - mu_kv| over those rows (the maximum in the paper),
+mean over v, divided by the largest |z_j - mean z_j|, and IRS_jk = 1 - that. The score is the mean over latents of
+max_k IRS_jk, weighted by the largest deviation. Factors are binned to 20 values first and constant latents left out.
+Heavy tails raise it: a Gaussian code that knows nothing gets about 0.375.
 """
 
 import numpy as np
