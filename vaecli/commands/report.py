@@ -1,0 +1,283 @@
+"""`vae report`: the whole analysis of a checkpoint as one HTML page."""
+
+import json as json_format
+import math
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vaecli import __version__, analysis, codes, data, diagnosis, html
+from vaecli import checkpoint as checkpoints
+from vaecli import config as configs
+from vaecli import device as devices
+from vaecli import metrics as metric_driver
+from vaecli import output as streams
+from vaecli.analysis import Analysis
+from vaecli.checkpoint import Loaded
+from vaecli.commands import _artifact, sample, traverse
+from vaecli.html import profiles
+from vaecli.models.base import NoPrior
+
+DEFAULT_NAME = "report.html"
+RECONSTRUCTED, SAMPLED, STEPS, RANGE = 16, 32, 11, 3.0
+ENCODED = 20_000  # images behind maps and marginals where the analysis needed no codes
+LARGEST_LOG = 64 << 20  # bytes of a metrics.jsonl that are read
+RECORDED = {
+    "vaecli": "vae", "python": "Python", "torch": "torch", "cuda": "CUDA", "platform": "system", "device": "device",
+    "preset": "preset", "status": "state of the run", "started": "started",
+}  # fmt: skip
+VALUE_NAMES = {"dsprites": {"shape": ("square", "ellipse", "heart")}}
+
+
+def run(
+    checkpoint: str,
+    output: str | None,
+    split: str | None,
+    limit: int | None,
+    metrics: str | None,
+    seed: int,
+    device: str,
+    force: bool,
+    json: bool,
+) -> None:
+    """Analyze, draw and write the page. What the checkpoint has no run, factors or prior for is left out.
+
+    With `json` stdout has the record of `vae analyze --json` and the page's path; else the path alone.
+    """
+    path = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
+    names = metric_driver.chosen(metrics)
+    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    dataset = data.load(loaded.config.data, loaded.info)
+    analysed = analysis.analyze(
+        loaded, dataset, split, limit, metric_names=names, diagnose=True, seed=seed, lenient=metrics in (None, "all")
+    )
+    arguments = ["--split", analysed.view.name, "--seed", str(seed)]
+    arguments += ["--limit", str(limit)] if limit is not None else []
+    arguments += ["--metrics", metrics] if metrics not in (None, "all") else []
+    command = shlex.join(["vae", "report", checkpoint, *map(str, arguments)])
+    page = html.render(gather(analysed, command))
+    path = _artifact.write(output, DEFAULT_NAME, page.encode(), force)
+    _artifact.report(path, analysed.record() if json else {}, json)
+
+
+def gather(analysed: Analysis, command: str) -> html.Content:
+    """What the page shows: the analysis, with pictures the model makes and what its run directory tells."""
+    loaded, stats = analysed.loaded, analysed.stats
+    names = loaded.model.latent_names()
+    codes_ = analysed.codes
+    if codes_ is None and analysed.verdict.name != "not finite":
+        with streams.progress("encoding", min(stats.n, ENCODED)) as advance:
+            codes_ = codes.encode(loaded, analysed.view, min(stats.n, ENCODED), advance=advance)
+    folder = run_folder(loaded.path)
+    active = [d for d in stats.order() if stats.status(d) == "active"]
+    shares = _shares(codes_)
+    follows = {d: shares[d] for d in active if d in shares}
+    with torch.inference_mode():
+        drawn, why = _samples(loaded, analysed.seed)
+        reconstructions = _reconstructions(analysed)
+        traversals = _traversals(analysed, active, follows)
+    source = loaded.info
+    channels, height, width = source.shape
+    return html.Content(
+        title=f"{loaded.config.model.name} on {source.name}",
+        subtitle=(
+            f"Step {loaded.step:,}; {stats.n:,} images of the split {analysed.view.name}; "
+            f"{len(names)} latents; images of {height}x{width} pixels and {channels} channel{'s' * (channels > 1)}"
+        ),
+        step=loaded.step,
+        verdict=(analysed.verdict.name, analysed.verdict.sentences),
+        totals=diagnosis.totals(stats),
+        names=names,
+        latents=[_with_factor(record, follows) for record in analysed.latents],
+        active=active,
+        configuration=configs.dump(loaded.config),
+        standard_prior=_standard_prior(analysed),
+        history=None if folder is None else history(_read(folder / "metrics.jsonl"), len(names)),
+        reconstructions=reconstructions,
+        samples_NCHW=drawn,
+        no_samples=why,
+        traversals=traversals,
+        codes=codes_,
+        value_names=VALUE_NAMES.get(source.name, {}),
+        diagnosis={
+            what: text.replace("+-", "±")
+            for what, text in (analysis.diagnosis_rows(analysed.diagnosis) if analysed.diagnosis else ())
+        },
+        results=analysed.results,
+        environment={} if folder is None else environment(_read(folder / "run.json")),
+        source={
+            "name": source.name,
+            "training images": source.size,
+            "factors": ", ".join(
+                f"{name} ({size})" for name, size in zip(source.factor_names, source.factor_sizes, strict=False)
+            )
+            or None,
+            **source.source,
+        },
+        computed={
+            "command": command,
+            "checkpoint": str(loaded.path),
+            "split": f"{analysed.view.name}, {stats.n:,} of {len(analysed.view):,} images",
+            "codes": None if codes_ is None else f"{len(codes_):,} images",
+            "seed": str(analysed.seed),
+            "vae": __version__,
+            "Python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "NumPy": np.__version__,
+        },
+    )
+
+
+def _reconstructions(analysed: Analysis) -> html.Reconstructions:
+    """Of images spread evenly over those analyzed: a split that is in order shows all its kinds."""
+    model, view = analysed.loaded.model, analysed.view
+    count = min(RECONSTRUCTED, analysed.stats.n)
+    place = np.unique(np.linspace(0, analysed.stats.n - 1, count).round().astype(int))
+    index_B = view.indices[torch.as_tensor(place, device=view.indices.device)]
+    x_BCHW = view.dataset.batch(index_B).x_BCHW.to(model.device)
+    z_BD = model.posterior(x_BCHW).mean_BD
+    nll_B = model.nll(x_BCHW, z_BD, model.hyper(analysed.loaded.step))
+    return html.Reconstructions(
+        x_BCHW.cpu().numpy(),
+        model.decode(z_BD).float().cpu().numpy(),
+        nll_B.double().cpu().tolist(),
+        f"{len(place)} images spread evenly over the split {view.name}",
+    )
+
+
+def _samples(loaded: Loaded, seed: int) -> tuple[np.ndarray[Any, Any] | None, str | None]:
+    """As `vae sample` draws them, or why there are none."""
+    devices.seed(seed, "sample")
+    try:
+        return np.concatenate([x_BCHW for x_BCHW, _ in sample.draw(loaded.model, SAMPLED, 1.0)]), None
+    except NoPrior as error:
+        return None, f"No samples: {error}."
+
+
+def _traversals(
+    analysed: Analysis, active: Sequence[int], follows: Mapping[int, tuple[str, float]]
+) -> html.Traversals | None:
+    """As `vae traverse` makes them, of the active latents."""
+    loaded, stats = analysed.loaded, analysed.stats
+    if not active:
+        return None
+    values = np.linspace(-RANGE, RANGE, STEPS)
+    relative = stats if stats.kl_D is None else None
+    centre = traverse._centre(loaded, "prior", analysed.dataset, None, stats)
+    names = loaded.model.latent_names()
+    devices.seed(analysed.seed, "traverse")
+    rows = []
+    for d in active:
+        images_SCHW = traverse._images(loaded.model, centre.z_D, d, values, relative)
+        factor = "{} {:.0%}".format(*follows[d]) if d in follows else ""
+        rows.append(html.Traversal(names[d], [traverse._label(stats, d), factor], images_SCHW))
+    inactive = len(names) - len(active)
+    order = "variance" if relative is not None else "mean KL"
+    about = f"Each active latent by itself at the value below, the others at {centre.text}; ordered by {order}."
+    about += f" {inactive} inactive latents are left out." if inactive else ""
+    if relative is not None:
+        about += " Values are standard deviations from the mean of the codes."
+    return html.Traversals(rows, values.tolist(), about, " standard deviations" if relative is not None else "")
+
+
+def _shares(codes_: codes.Codes | None) -> dict[int, tuple[str, float]]:
+    """For each latent the factor that explains most of its variance, and how much."""
+    if codes_ is None or not codes_.varying:
+        return {}
+    varied = codes_.factors_only(codes_.varying)
+    return {
+        d: (varied.factor_names[int(share_K.argmax())], float(share_K.max()))
+        for d, share_K in enumerate(profiles.explained(varied))
+    }
+
+
+def _with_factor(record: Mapping[str, Any], follows: Mapping[int, tuple[str, float]]) -> dict[str, Any]:
+    """A latent's record with the factor it follows, before what only a full diagnosis knows."""
+    factor, share = follows.get(record["index"], (None, None))
+    first = {key: record[key] for key in analysis.FIELDS if key in record}
+    return {**first, "factor": factor, "share": share, **record}
+
+
+def _standard_prior(analysed: Analysis) -> bool:
+    """Whether p(z) is N(0, I), of which the diagnosis knows most."""
+    if analysed.diagnosis:
+        return analysed.diagnosis.get("moment_kl") is not None
+    return len(analysed.loaded.model.groups) == 1
+
+
+# -------------------------------------------------------------------------------------------------------- run directory
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run directory around a checkpoint file, if it is in one."""
+    path = Path(checkpoint).absolute()
+    if len(path.parents) < 3 or path.parents[1].name != "checkpoints":
+        return None
+    return path.parents[2] if (path.parents[2] / "run.json").is_file() else None
+
+
+def _read(path: Path) -> str:
+    """A text of the run; nothing where it is missing or too large to be one."""
+    try:
+        if path.stat().st_size > LARGEST_LOG:
+            streams.notice(f"{path}: too large, left out")
+            return ""
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def history(text: str, latents: int) -> html.History | None:
+    """The curves in the lines of a metrics.jsonl, in order of steps; lines and values that are none are passed over."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {"train": {}, "val": {}}
+    kl_D: list[list[tuple[float, float]]] = [[] for _ in range(latents)]
+    for line in text.splitlines():
+        record = _object(line)
+        step, kind = _finite(record.get("step")), record.get("kind")
+        if step is None or kind not in ("train", "val"):
+            continue
+        for key in ("loss", "recon", "kl", "elbo"):
+            if (value := _finite(record.get(key))) is not None:
+                curves[kind].setdefault(key, []).append((step, value))
+        per_latent = record.get("kl_j")
+        if isinstance(per_latent, list) and len(per_latent) == latents:
+            for points, entry in zip(kl_D, per_latent, strict=True):
+                if (value := _finite(entry)) is not None:
+                    points.append((step, value))
+    for points in [*(p for kind in curves.values() for p in kind.values()), *kl_D]:
+        points.sort(key=lambda point: point[0])
+    return html.History(curves, kl_D) if any(curves.values()) else None
+
+
+def environment(text: str) -> dict[str, Any]:
+    """What a run.json says about program and machine, without the machine's name."""
+    known = _object(text)
+    facts = {
+        label: str(known[key])[:200] for key, label in RECORDED.items() if isinstance(known.get(key), (str, int, float))
+    }
+    argv = known.get("argv")
+    if isinstance(argv, list) and all(isinstance(word, str) for word in argv):
+        facts["command"] = shlex.join(["vae", *argv])[:1000]
+    return facts
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    try:
+        value = json_format.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
