@@ -160,21 +160,21 @@ def test_traverse_orders_latents_by_kl(model: Pixels, capsys: pytest.CaptureFixt
 
 def test_traverse_moves_one_latent_and_holds_the_others(model: Pixels) -> None:
     values = np.array([-2.0, 0.0, 2.0])
-    moved = traverse._images(model, torch.tensor([0.1, 0.2, 0.3, 0.4]), 1, values, None)
+    moved = traverse.images_along(model, torch.tensor([0.1, 0.2, 0.3, 0.4]), 1, values, None)
     np.testing.assert_allclose(moved.reshape(3, 4) * 10 - 5, [[0.1, v, 0.3, 0.4] for v in values], atol=1e-5)
 
 
 def test_traverse_centre_is_prior_dataset_image_or_file(model: Pixels) -> None:
     loaded = checkpoint.load("run", torch.device("cpu"))
     dataset = data.load(None)  # type: ignore[arg-type]
-    assert traverse._centre(loaded, "prior", dataset, None, None).z_D.tolist() == [0.0] * 4
-    at = traverse._centre(loaded, "7", dataset, None, None).z_D
+    assert traverse.centre(loaded, "prior", dataset, None, None).z_D.tolist() == [0.0] * 4
+    at = traverse.centre(loaded, "7", dataset, None, None).z_D
     np.testing.assert_allclose(at, model.spread.numpy() * (images()[7].ravel() - 0.5), rtol=1e-6)
     Image.fromarray(np.array([[0, 51], [102, 255]], dtype=np.uint8)).save("x.png")
-    at = traverse._centre(loaded, "x.png", dataset, None, None).z_D
+    at = traverse.centre(loaded, "x.png", dataset, None, None).z_D
     np.testing.assert_allclose(at, [-0.5, 2 * -0.3, 0, 4 * 0.5], rtol=1e-6)
     with pytest.raises(ConfigError, match="images 0 to 39"):
-        traverse._centre(loaded, "40", dataset, None, None)
+        traverse.centre(loaded, "40", dataset, None, None)
 
 
 def test_traverse_names_latents(model: Pixels) -> None:
@@ -207,7 +207,7 @@ def test_traverse_of_an_autoencoder_goes_in_standard_deviations(
     assert record["unit"] == "standard deviations of the code" and record["latents"][0]["kl"] is None
     code = (4 * (images()[30:].astype(np.float64).reshape(-1, 4) - 0.5))[:, 3]
     stats, over = traverse._statistics(checkpoint.load("", torch.device("cpu")), data.load(None))  # type: ignore[arg-type]
-    moved = traverse._images(model, torch.zeros(4), 3, np.array([-3.0, 0.0, 3.0]), stats)
+    moved = traverse.images_along(model, torch.zeros(4), 3, np.array([-3.0, 0.0, 3.0]), stats)
     expected = code.mean() + np.array([-3.0, 0.0, 3.0]) * code.std()
     np.testing.assert_allclose(moved[:, 0, 1, 1] * 10 - 5, expected, rtol=1e-4)
     assert over == "10 images of val"

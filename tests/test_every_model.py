@@ -58,6 +58,12 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
     assert latents == (5 if name == "hierarchy" else 3)
     if name == "hierarchy":
         assert {entry["latent"] for entry in found["latents"]} == {"top.0", "top.1", "low.0", "low.1", "low.2"}
+    page = vae("report", "runs/r", "-o", "r.html")
+    assert page.code == 0, page.err
+    assert Path("r.html").read_text().startswith("<!doctype html>")
+    assert vae("encode", "runs/r", "-o", "codes.npz").code == 0
+    assert vae("decode", "runs/r", "codes.npz", "-o", "d.png").code == 0
+    assert vae("interpolate", "runs/r", 0, 1, "-o", "i.png").code == 0
     for path in ("runs/r/checkpoints/latest", "runs/r/checkpoints/latest/model.safetensors"):
         assert vae("info", path, "--json").code == 0
 

@@ -168,14 +168,14 @@ def _traversals(
         return None
     values = np.linspace(-RANGE, RANGE, STEPS)
     relative = stats if stats.kl_D is None else None
-    centre = traverse._centre(loaded, "prior", analysed.dataset, None, stats)
+    centre = traverse.centre(loaded, "prior", analysed.dataset, None, stats)
     names = loaded.model.latent_names()
     devices.seed(analysed.seed, "traverse")
     rows = []
     for d in active:
-        images_SCHW = traverse._images(loaded.model, centre.z_D, d, values, relative)
+        images_SCHW = traverse.images_along(loaded.model, centre.z_D, d, values, relative)
         factor = "{} {:.0%}".format(*follows[d]) if d in follows else ""
-        rows.append(html.Traversal(names[d], [traverse._label(stats, d), factor], images_SCHW))
+        rows.append(html.Traversal(names[d], [traverse.label_of(stats, d), factor], images_SCHW))
     inactive = len(names) - len(active)
     order = "variance" if relative is not None else "mean KL"
     about = f"Each active latent by itself at the value below, the others at {centre.text}; ordered by {order}."

@@ -65,20 +65,20 @@ def run(
         stats, over = _statistics(loaded, dataset) if dataset is not None else (None, "")
         if missing is not None:
             streams.notice(f"latents in index order, without KL: the data set is not available ({missing})")
-        centre = _centre(loaded, center, dataset, missing, stats)
+        middle = centre(loaded, center, dataset, missing, stats)
         values = np.linspace(-value_range, value_range, steps)
         order = chosen or (stats.order() if stats is not None else list(range(len(names))))
         # A code has a scale only if it has been seen; without it the values are taken as they are.
         relative = stats if stats is not None and stats.kl_D is None else None
-        images = [_images(loaded.model, centre.z_D, d, values, relative) for d in order]
-    labels = [_label(stats, d) for d in order]
+        images = [images_along(loaded.model, middle.z_D, d, values, relative) for d in order]
+    labels = [label_of(stats, d) for d in order]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     unit = " sd" if relative is not None else ""
     texts = [f"{text}{unit}" for text in _value_texts(values)]
     ranked = (
         f"; ordered by {'variance' if relative is not None else 'mean KL'} over {over}" if over and not chosen else ""
     )
-    footer = f"one latent at the value shown, the others at {centre.text}{ranked}"
+    footer = f"one latent at the value shown, the others at {middle.text}{ranked}"
     if moving:
         picture = _animation(images, [names[d] for d in order], labels, texts, heading, footer)
     else:
@@ -132,7 +132,7 @@ def _statistics(loaded: Loaded, dataset: Dataset) -> tuple[Statistics, str]:
     return stats, f"{total:,} images of {split.name}"
 
 
-def _centre(
+def centre(
     loaded: Loaded, center: str, dataset: Dataset | None, missing: VaeError | None, stats: Statistics | None
 ) -> Centre:
     model = loaded.model
@@ -156,7 +156,7 @@ def _centre(
     return Centre(model.posterior(x_BCHW.to(model.device)).mean_BD[0], streams.safe(text))
 
 
-def _images(model: Model, z_D: Tensor, d: int, values: np.ndarray, relative: Statistics | None) -> figures.Images:
+def images_along(model: Model, z_D: Tensor, d: int, values: np.ndarray, relative: Statistics | None) -> figures.Images:
     """(S, C, H, W): latent `d` at each value; in standard deviations from its mean where `relative` gives them."""
     values_S = torch.as_tensor(values)
     if relative is not None:
@@ -166,7 +166,7 @@ def _images(model: Model, z_D: Tensor, d: int, values: np.ndarray, relative: Sta
     return np.concatenate([model.decode(part).float().cpu().numpy() for part in torch.split(z_SD, BATCH)])
 
 
-def _label(stats: Statistics | None, d: int) -> str:
+def label_of(stats: Statistics | None, d: int) -> str:
     if stats is None:
         return ""
     if stats.status(d) == "inactive":
