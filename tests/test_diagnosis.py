@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaecli import diagnosis
 from vaecli.batch import Batch, DataInfo
-from vaecli.diagnosis import Moments, Statistics, latent_statistics, limited, verdict
+from vaecli.diagnosis import Evidence, Moments, Statistics, latent_statistics, limited, verdict, warn_while_training
 from vaecli.errors import InputError
 from vaecli.models.base import Model, ModelConfig, Posterior
 
@@ -238,6 +238,126 @@ def test_codes_of_an_autoencoder() -> None:
     assert name == "partly collapsed" and "z0" in sentences[1] and code.active == 2
     assert verdict(replace(code, var_D=torch.tensor([1e-6, 2e-6, 1e-6]).double())).name == "healthy"
     assert verdict(replace(code, var_D=torch.zeros(3).double())).name == "collapsed"
+
+
+# ----------------------------------------------------------------------------------------------- verdicts on the prior
+
+FINE = Evidence(mi=6.8, auc=0.77, auc_error=0.003, moment_kl=0.09, weight=1.0)
+LOW = made([0.7] * 4, [0.6] * 4, n=10_000)  # 2.4 nats, where 10,000 images take 9.2
+
+
+def test_evidence_of_a_sound_model_is_told_and_no_fault() -> None:
+    name, sentences = verdict(ALL, NAMES, {"beta": 1.0}, evidence=FINE)
+    assert name == "healthy" and "6.8 of the 6.91 nats" in sentences[1] and "AUC 0.77" in sentences[2]
+    # A rate far above log N and narrow posteriors are what a sound VAE has (MNIST: 20 nats, log N = 9.2).
+    rich = made([0.995] * 10, [2.6] * 10)
+    assert verdict(rich, NAMES, evidence=FINE).name == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("hyper", "evidence", "remedy"),
+    [
+        ({"beta": 16.0}, None, "--set model.beta=4"),
+        ({"beta": 16.0}, Evidence(mi=2.2, weight=16.0), "--set model.beta=4"),
+        ({"beta_norm": 0.2}, None, "--set model.beta_norm=0.05"),
+        ({"gamma": 1000.0, "capacity": 2.4}, None, "larger capacity"),
+        ({"likelihood.sigma": 1.0}, Evidence(weight=25.0, sigma=1.0, gamma=0.2), "--set model.likelihood.sigma=0.2 "),
+    ],
+)
+def test_over_regularised(hyper: dict[str, float], evidence: Evidence | None, remedy: str) -> None:
+    name, sentences = verdict(LOW, None, hyper, step=50_000, evidence=evidence)
+    assert name == "over-regularised" and "half of the 9.21" in sentences[-2] and remedy in sentences[-1]
+
+
+@pytest.mark.parametrize(
+    ("stats", "hyper", "step"),
+    [
+        (LOW, {"beta": 1.0}, 50_000),  # at weight 1 the data are not worth more
+        (LOW, {"beta": 16.0}, 500),  # early
+        (LOW, {"gamma": 1000.0, "capacity": 25.0}, 50_000),  # the capacity is not what holds it back
+        (replace(LOW, n=99), {"beta": 16.0}, 50_000),  # too few images
+        (replace(LOW, kl_D=2 * LOW.kl_D), {"beta": 16.0}, 50_000),  # 4.8 of 9.2
+    ],
+)
+def test_not_over_regularised(stats: Statistics, hyper: dict[str, float], step: int) -> None:
+    assert verdict(stats, None, hyper, step=step).name == "healthy"
+
+
+def test_a_learned_sigma_is_not_blamed() -> None:
+    # `likelihood.sigma` is where it started; only the diagnosis knows whether it is fixed.
+    assert verdict(LOW, None, {"likelihood.sigma": 1.0}, step=50_000).name == "healthy"
+
+
+def test_prior_mismatch_by_the_classifier() -> None:
+    far = replace(FINE, auc=0.99)
+    name, sentences = verdict(ALL, NAMES, evidence=far)
+    assert name == "prior mismatch" and "AUC 0.990" in sentences[1] and "train longer" in sentences[-1]
+    assert verdict(ALL, NAMES, evidence=replace(far, auc=0.974, auc_error=0.003)).name == "healthy"  # within the error
+    assert verdict(TWO, NAMES, evidence=far).name == "partly collapsed"  # the graver fault first
+
+
+def test_prior_mismatch_by_moments_needs_no_diagnosis() -> None:
+    shifted = replace(ALL, mean_D=torch.full((10,), 0.7, dtype=torch.float64))
+    assert shifted.moment_kl == pytest.approx(0.5 * 10 * 0.49)
+    name, sentences = verdict(shifted, NAMES)
+    assert name == "prior mismatch" and "2.45 nats" in sentences[-2] and "Not at rest" in sentences[1]
+    assert verdict(shifted, NAMES, standard_prior=False).name == "healthy"
+    assert verdict(replace(shifted, kl_D=10 * ALL.kl_D), NAMES).name == "healthy"  # little of a rate of 200 nats
+    assert verdict(replace(shifted, n=50), NAMES).name == "healthy"
+
+
+def test_under_regularised() -> None:
+    # Ten times the prior's scale: the KL is hardly felt.
+    wide = replace(ALL, var_D=torch.full((10,), 100.0).double(), sigma2_D=torch.full((10,), 0.01).double())
+    wide = replace(wide, kl_D=torch.full((10,), 50.0).double())
+    name, sentences = verdict(wide, NAMES, {"beta": 0.001})
+    assert name == "under-regularised" and "500 nats, is more than the 6.91" in sentences[-3]
+    assert sentences[-1].endswith("--set model.beta=1.")
+    # In scale, but weighed little and told from the prior.
+    evidence = Evidence(mi=6.9, auc=1.0, auc_error=0.0, moment_kl=0.1, weight=0.003, sigma=0.01, gamma=0.18)
+    name, sentences = verdict(ALL, NAMES, {"likelihood.sigma": 0.01}, evidence=evidence)
+    assert name == "under-regularised" and "--set model.likelihood.sigma=0.18" in sentences[-1]
+    assert verdict(ALL, NAMES, evidence=replace(evidence, auc=0.7)).name == "healthy"
+    assert verdict(ALL, NAMES, evidence=replace(evidence, weight=1.0)).name == "prior mismatch"
+
+
+def test_every_verdict_has_its_name() -> None:
+    found = {verdict(s).name for s in (ALL, TWO, NONE, replace(ALL, recon=math.nan))}
+    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 7
+
+
+def test_codes_without_a_model_have_no_reconstruction() -> None:
+    stats = replace(ALL, recon=None, recon_error=None, elbo_error=None)
+    assert stats.elbo is None and verdict(stats).name == "healthy" and "reconstruction" not in verdict(stats)[1][0]
+    assert diagnosis.totals_text(stats) == "KL 20.000 nats; 10 of 10 latents active; 1,000 images"
+
+
+# ------------------------------------------------------------------------------------------------------ while training
+
+
+def test_a_collapse_is_called_while_training() -> None:
+    said = warn_while_training([0.001] * 10, 5000, 50_000, {"beta": 8.0})
+    assert said is not None and said.startswith("collapsed so far: KL 0.01 nats in all 10") and "model.beta=2" in said
+    assert "5,000 steps" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("kl", "step", "steps", "hyper"),
+    [
+        ([0.001] * 10, 900, 2000, {}),  # early for any run
+        ([0.001] * 10, 5000, 300_000, {}),  # early for this one
+        ([0.001] * 9 + [0.2], 5000, 50_000, {}),  # one latent is enough
+        ([0.001] * 10, 5000, 50_000, {"gamma": 1000.0, "capacity": 0.05}),  # as the schedule wants it
+        ([], 5000, 50_000, {}),
+    ],
+)
+def test_no_false_alarm_while_training(kl: list[float], step: int, steps: int, hyper: dict[str, float]) -> None:
+    assert warn_while_training(kl, step, steps, hyper) is None
+
+
+def test_a_kl_that_is_not_finite_is_called_at_once() -> None:
+    said = warn_while_training([1.0, None, math.inf], 10)
+    assert said is not None and "z1, z2" in said and said.startswith("not finite")
 
 
 def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:

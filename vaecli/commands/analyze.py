@@ -1,35 +1,42 @@
-"""`vae analyze`: which latents are in use, over a whole split."""
+"""`vae analyze`: which latents are in use, over a whole split; metrics and a full diagnosis of q(z)."""
 
 import csv as csv_format
 import io
 import math
 import sys
+from collections.abc import Callable
 
-import torch
+import numpy as np
 
+from vaecli import analysis, codes, data, diagnosis, metrics, registry
 from vaecli import checkpoint as checkpoints
-from vaecli import data, diagnosis
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.errors import ConfigError
-
-FIELDS = ("latent", "mean_mu", "var_mu", "mean_sigma2", "sum", "kl", "status")
+from vaecli.analysis import Analysis, CodesAnalysis
+from vaecli.errors import ConfigError, FailedVerdict
 
 
 def run(
     checkpoint: str,
     split: str | None,
     limit: int | None,
-    batch_size: int,
-    seed: int,
-    device: str,
-    json: bool,
-    csv: bool,
+    metric_names: str | None = None,
+    diagnose: bool = False,
+    fail_if: str | None = None,
+    batch_size: int = 512,
+    seed: int = 0,
+    device: str = "auto",
+    json: bool = False,
+    csv: bool = False,
 ) -> None:
-    """Statistics of each latent, ordered by KL, then totals and a verdict.
+    """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
-    On a terminal everything is on stdout. In a pipe, and with `csv`, stdout has the rows of the latents alone and
-    stderr the rest; with `json` stdout has one object with all of it.
+    On a terminal all of it is on stdout as tables: latents, totals, diagnosis, metrics, verdict. In a pipe stdout has
+    one table alone, tab-separated with a header, and stderr the rest: the rows of the latents, seven columns always and
+    those of the diagnosis after them; of codes asked for their metrics alone, the rows of the metrics. With `csv` it is
+    always the latents, with all digits. With `json` stdout has one object with everything.
+
+    FailedVerdict, after the output, if the verdict is one that `fail_if` names.
     """
     if json and csv:
         raise ConfigError("--json and --csv exclude each other")
@@ -37,50 +44,126 @@ def run(
         raise ConfigError(f"--batch-size is {batch_size}; it must be at least 1")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
-    dataset = data.load(loaded.config.data, loaded.info)
-    view = dataset.split(split or "test")
-    images = len(view) if limit is None else min(limit, len(view))
-    instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""
-    streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(view):,} images")
-    model, hyper, names = loaded.model, loaded.model.hyper(loaded.step), loaded.model.latent_names()
-    devices.seed(seed, "analyze")
-    with torch.inference_mode(), streams.progress("analyzing", images) as advance:
-        batches = diagnosis.limited(view.batches(batch_size), images)
-        stats = diagnosis.latent_statistics(model, batches, hyper, advance)
-    verdict = diagnosis.verdict(
-        stats, names, hyper, factors=dataset.varying_factors, step=loaded.step, standard_prior=len(model.groups) == 1
-    )
-    for name, value in diagnosis.totals(stats).items():
-        if isinstance(value, float) and not math.isfinite(value) and stats.n > 1:
+    bad_verdicts, names = _verdicts(fail_if), metrics.chosen(metric_names)
+    lenient = "all" in (metric_names or "").split(",")
+    if bad_verdicts & {"under-regularised", "prior mismatch"} and not diagnose:
+        streams.notice("without --diagnosis a mismatch with the prior is only seen in means and variances")
+    found: Analysis | CodesAnalysis
+    if checkpoint.lower().endswith(".npz"):
+        found = _of_codes(checkpoint, split, limit, names, diagnose, seed, lenient)
+    else:
+        loaded = checkpoints.load(checkpoint, devices.pick(device))
+        dataset = data.load(loaded.config.data, loaded.info)
+        found = analysis.analyze(
+            loaded, dataset, split, limit, metric_names=names, diagnose=diagnose, batch_size=batch_size, seed=seed,
+            lenient=lenient,
+        )  # fmt: skip
+    for name, value in diagnosis.totals(found.stats).items():
+        if isinstance(value, float) and not math.isfinite(value) and found.stats.n > 1:
             streams.warning(f"{name} is not finite")
     if json:
-        streams.result_json({
-            "schema": 1,
-            "checkpoint": str(loaded.path),
-            "step": loaded.step,
-            "model": loaded.config.model.name,
-            "data": {"name": loaded.info.name, "source": loaded.info.source},
-            "split": view.name,
-            "n": stats.n,
-            "seed": seed,
-            "latents": diagnosis.records(stats, names),
-            "totals": diagnosis.totals(stats),
-            "verdict": {"name": verdict.name, "sentences": verdict.sentences},
-        })  # fmt: skip
-        return
-    if csv:
-        text = io.StringIO()
-        writer = csv_format.writer(text, lineterminator="\n")
-        writer.writerow(FIELDS)
-        for record in diagnosis.records(stats, names):
-            writer.writerow(["" if record[field] is None else record[field] for field in FIELDS])
-        streams.result(text.getvalue().rstrip("\n"))
+        streams.result_json(found.record())
+    elif csv:
+        streams.result(_csv(found.latents))
+        _rest(found, streams.notice, to_stderr=True)
+    elif sys.stdout.isatty():
+        _latents(found)
+        streams.result(diagnosis.totals_text(found.stats))
+        _rest(found, streams.result, to_stderr=False, totals=False)
     else:
-        headers, rows, styles = diagnosis.table_rows(stats, names)
-        streams.table(headers, rows, styles=styles)
-    say = streams.result if sys.stdout.isatty() and not csv else streams.notice
-    say(diagnosis.totals_text(stats))
-    say(f"verdict: {verdict.name}")
-    for sentence in verdict.sentences:
+        metrics_alone = isinstance(found, CodesAnalysis) and bool(names) and not diagnose
+        if metrics_alone:
+            streams.table(analysis.METRIC_HEADERS, analysis.metric_rows(found.results))
+        else:
+            _rows(found.latents)
+        _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
+    if found.verdict.name in bad_verdicts:
+        raise FailedVerdict(f"{checkpoint}: the verdict is {found.verdict.name}, which --fail-if names")
+
+
+def _of_codes(
+    path: str, split: str | None, limit: int | None, names: list[str], diagnose: bool, seed: int, lenient: bool
+) -> CodesAnalysis:
+    if split is not None:
+        raise ConfigError("--split is for checkpoints; codes in a file have no splits")
+    read = codes.read(path)
+    if limit is not None and limit < len(read):
+        read = read.rows(np.arange(limit))
+    prior = "KL and q(z) are against N(0, I)" if read.logvar_ND is not None else "no logvar: neither KL nor density"
+    streams.notice(f"{path}: {len(read):,} codes of {read.latents} latents; {prior}")
+    return analysis.analyze_codes(read, metric_names=names, diagnose=diagnose, seed=seed, lenient=lenient)
+
+
+def _verdicts(text: str | None) -> set[str]:
+    """The verdicts in `collapsed,partly-collapsed`, spaces or dashes; ConfigError with the nearest for another."""
+    known = {_plain(name): name for name in diagnosis.VERDICTS}
+    chosen = set()
+    for word in (text or "").split(",") if text is not None else ():
+        if _plain(word) not in known:
+            nearest = registry.nearest(word.strip().lower(), known.values())
+            raise ConfigError(f"--fail-if: no verdict is called {word.strip()[:80]!r}{nearest}")
+        chosen.add(known[_plain(word)])
+    return chosen
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("-", " ").replace("_", " ").replace("regularized", "regularised").split())
+
+
+def _csv(latents: list[dict[str, object]]) -> str:
+    fields = analysis.latent_columns(latents)
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    for record in latents:
+        writer.writerow(["" if record[field] is None else record[field] for field in fields])
+    return text.getvalue().rstrip("\n")
+
+
+def _rows(latents: list[dict[str, object]]) -> None:
+    """The latents on a pipe."""
+    fields = analysis.latent_columns(latents)
+    more = fields[len(diagnosis.HEADERS) :]
+    streams.table(
+        [*diagnosis.HEADERS, *more],
+        [[*diagnosis.cells(record), *(_cell(record[field]) for field in more)] for record in latents],
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return diagnosis.number_text(value, 4)
+
+
+def _latents(found: Analysis | CodesAnalysis) -> None:
+    """The latents on a terminal."""
+    styles = ["dim" if record["status"] == "inactive" else None for record in found.latents]
+    streams.table(diagnosis.HEADERS, [diagnosis.cells(record) for record in found.latents], styles=styles)
+    if found.diagnosis:
+        for title, headers, rows in analysis.latent_tables(found.latents):
+            streams.table(headers, rows, styles=styles, title=title)
+
+
+def _rest(
+    found: Analysis | CodesAnalysis,
+    say: Callable[[str], None],
+    *,
+    to_stderr: bool,
+    totals: bool = True,
+    with_metrics: bool = True,
+) -> None:
+    """All but the latents."""
+    if totals:
+        say(diagnosis.totals_text(found.stats))
+    if found.diagnosis:
+        rows = analysis.diagnosis_rows(found.diagnosis)
+        streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, left=2)
+    if found.results and with_metrics:
+        streams.table(analysis.METRIC_HEADERS, analysis.metric_rows(found.results), to_stderr=to_stderr)
+    for result in found.results:
+        for note in (*(() if result.score is None else result.score.notes), *filter(None, [result.problem])):
+            say(f"  {result.name}: {note}")
+    say(f"verdict: {found.verdict.name}")
+    for sentence in found.verdict.sentences:
         say(f"  {sentence}")

@@ -1,0 +1,178 @@
+"""Probes of a linear-Gaussian model, in which gains, derivatives, variances and log p(x) have closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import test_linear_vae
+import torch
+from torch import Tensor
+
+from vaecli import aggregate, objective, probes
+from vaecli.batch import DataInfo
+from vaecli.data.base import Dataset, Floats, SplitView
+from vaecli.models import vae
+from vaecli.models.base import Model, ModelConfig, NoPrior, Posterior
+
+PIXELS, LATENTS, NOISE = 6, 3, 0.25  # the last latent has no weights: collapsed
+EIGENVALUES = np.array([4.0, 1.0, 0.25, 0.25, 0.25, 0.25])
+
+
+class Linear(Model):
+    """Probabilistic PCA at its optimum: x = W z + noise; q(z|x) is exact but for the factor `widen` in variance."""
+
+    def __init__(self, widen: float = 1.0, deterministic: bool = False) -> None:
+        super().__init__(ModelConfig(name="linear"), DataInfo("normal", (1, 2, 3), 4000))
+        self.groups = {"z": LATENTS}
+        self.widen, self.deterministic = widen, deterministic
+        basis = np.linalg.qr(np.random.default_rng(0).normal(size=(PIXELS, PIXELS)))[0]
+        w = basis[:, :LATENTS] * np.sqrt(EIGENVALUES[:LATENTS] - NOISE)
+        self.register_buffer("basis", torch.from_numpy(basis))
+        self.register_buffer("w_PD", torch.from_numpy(w))
+
+    def posterior(self, x_BCHW: Tensor) -> Posterior:
+        if self.deterministic:  # principal components, as they are
+            return Posterior(x_BCHW.flatten(1) @ self.basis[:, :LATENTS])
+        m_DD = self.w_PD.T @ self.w_PD + NOISE * torch.eye(LATENTS, dtype=torch.float64)
+        mean_BD = x_BCHW.flatten(1) @ self.w_PD @ torch.linalg.inv(m_DD)
+        logvar_BD = (self.widen * NOISE / m_DD.diagonal()).log().expand_as(mean_BD)
+        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
+
+    def decode(self, z_BD: Tensor) -> Tensor:
+        return (z_BD @ (self.basis[:, :LATENTS] if self.deterministic else self.w_PD).T).unflatten(1, (1, 2, 3))
+
+    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: object) -> Tensor:
+        return -objective.gaussian_log_prob(x_BCHW, self.decode(z_BD), math.sqrt(NOISE))
+
+    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
+        if self.deterministic:
+            raise NoPrior("none")
+        return temperature * torch.randn(n, LATENTS, dtype=torch.float64)
+
+
+def view(n: int = 4000) -> SplitView:
+    """Images whose covariance (1/N) has exactly the eigenvalues, mean 0, in the model's basis."""
+    raw = np.random.default_rng(1).normal(size=(n, PIXELS))
+    raw -= raw.mean(axis=0)
+    white = np.linalg.qr(raw)[0] * math.sqrt(n)
+    x = white * np.sqrt(EIGENVALUES) @ Linear().basis.numpy().T
+    dataset = Dataset(Linear().info, Floats(torch.from_numpy(x.reshape(n, 1, 2, 3))), None, {"all": torch.arange(n)})
+    return SplitView(dataset, "all", torch.arange(n))
+
+
+ONE = torch.ones(LATENTS, dtype=torch.float64)
+
+
+def test_random_batches_draw_without_repetition() -> None:
+    chosen = [torch.cat([b.index_B for b in probes.random_batches(view(100), 60, 7, seed)]) for seed in (0, 0, 1)]
+    assert len(chosen[0]) == len(set(chosen[0].tolist())) == 60
+    assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
+    everything = torch.cat([b.index_B for b in probes.random_batches(view(100), 999, 30, 0)])
+    assert sorted(everything.tolist()) == list(range(100))
+
+
+def test_gains_and_sensitivity_of_each_latent() -> None:
+    model, seen = Linear(), []
+    found = probes.latents(model, view(), {}, ONE, images=4000, advance=seen.append)
+    assert found.images == 4000 and sum(seen) == 4000 * LATENTS and found.instead == "zero"
+    x = view().take(4000).x_BCHW.flatten(1)
+    mean, w = model.posterior(x.view(-1, 1, 2, 3)).mean_BD.numpy(), model.w_PD.numpy()
+    residual = x.numpy() - mean @ w.T
+    along, size2 = (residual @ w) * mean, (w**2).sum(axis=0)
+    gain = (2 * along + size2 * mean**2) / (2 * NOISE)
+    np.testing.assert_allclose(found.gain_D, gain.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(found.gain_error_D, gain.std(axis=0, ddof=1) / math.sqrt(4000), atol=1e-9)
+    # With z_i ~ N(0, 1) in place of the mean, |w_i|^2 is added to the squares on average.
+    assert found.prior_gain_D is not None and found.prior_gain_error_D is not None
+    expected = gain.mean(axis=0) + size2 / (2 * NOISE)
+    assert (np.abs(found.prior_gain_D - expected) <= 4 * found.prior_gain_error_D + 1e-12).all()
+    assert (found.prior_gain_error_D[:2] < 0.1 * expected[:2]).all()
+    np.testing.assert_allclose(found.sensitivity_D, np.sqrt(size2), atol=1e-9)
+    # In nats: the eigenvalue of a latent over the noise. The collapsed one is worth nothing.
+    lam = EIGENVALUES[:LATENTS]
+    np.testing.assert_allclose(found.gain_D, (lam - NOISE) * (lam + NOISE) / (2 * lam * NOISE), atol=1e-9)
+    assert found.gain_D[2] == pytest.approx(0, abs=1e-12) and found.sensitivity_D[2] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_deterministic_code_is_put_to_its_mean() -> None:
+    model, offset = Linear(deterministic=True), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    found = probes.latents(model, view(), {}, ONE, offset, images=4000)
+    assert found.instead == "mean" and found.prior_gain_D is None and found.prior_gain_error_D is None
+    np.testing.assert_allclose(found.gain_D, (EIGENVALUES[:3] + np.array([1, 0, 0])) / (2 * NOISE), atol=1e-9)
+    np.testing.assert_allclose(found.sensitivity_D, 1.0, atol=1e-9)
+
+
+def test_images_of_the_probe() -> None:
+    assert [probes.latent_images(d) for d in (1, 10, 50, 1000)] == [500, 500, 100, 32]
+
+
+def test_variance_loss_of_pca_is_the_mse() -> None:
+    found = probes.variance_loss(Linear(deterministic=True), view(), images=4000)
+    assert found.var_x == pytest.approx(EIGENVALUES.mean()) and found.var_xhat == pytest.approx(5.25 / 6)
+    assert found.gap == pytest.approx(found.mse, rel=1e-12) and found.mse == pytest.approx(0.75 / 6)
+    assert found.bias == pytest.approx(0, abs=1e-15) and found.covariance == pytest.approx(0, abs=1e-12)
+    assert found.var_generated is None and found.sampled_mse == found.mse and found.images == 4000
+
+
+def test_variance_loss_of_a_vae() -> None:
+    found = probes.variance_loss(Linear(), view(), images=4000)
+    # E[x|z = E[z|x]] keeps 1 - noise / lambda of each principal component.
+    keep = np.clip(1 - NOISE / EIGENVALUES, 0, None)
+    assert found.var_xhat == pytest.approx((keep**2 * EIGENVALUES).mean(), rel=1e-9)
+    assert found.mse == pytest.approx(((1 - keep) ** 2 * EIGENVALUES).mean(), rel=1e-9)
+    assert found.covariance == pytest.approx(2 * (keep * (1 - keep) * EIGENVALUES).mean(), rel=1e-9)
+    assert found.identity == pytest.approx(0, abs=1e-14) and found.gap > found.mse
+    assert found.var_generated == pytest.approx((EIGENVALUES - NOISE).mean(), abs=0.06)
+    assert found.gamma == pytest.approx(math.sqrt(NOISE), rel=0.01)  # the optimum is where sigma already is
+
+
+def exact_nll(x_ND: np.ndarray) -> float:
+    cov = Linear().w_PD.numpy() @ Linear().w_PD.numpy().T + NOISE * np.eye(PIXELS)
+    quadratic = np.einsum("np,pq,nq->n", x_ND, np.linalg.inv(cov), x_ND)
+    return float(0.5 * (quadratic.mean() + np.linalg.slogdet(cov)[1] + PIXELS * math.log(2 * math.pi)))
+
+
+def test_iwae_is_exact_where_the_posterior_is() -> None:
+    found = probes.iwae(Linear(), view(300), {}, images=300, samples=2)
+    assert found is not None and found.images == 300 and found.samples == 2
+    expected = exact_nll(view(300).take(300).x_BCHW.flatten(1).numpy())
+    assert found.nll == pytest.approx(expected, abs=1e-9) and found.negative_elbo == pytest.approx(expected, abs=1e-9)
+
+
+def test_iwae_tightens_towards_the_likelihood() -> None:
+    exact = exact_nll(view(300).take(300).x_BCHW.flatten(1).numpy())
+    loose, tight = (probes.iwae(Linear(widen=2.0), view(300), {}, images=300, samples=k) for k in (5, 500))
+    assert loose is not None and tight is not None
+    # KL(q || posterior) of three latents at twice the variance.
+    assert loose.negative_elbo - exact == pytest.approx(1.5 * (1 - math.log(2)), abs=0.1)
+    assert exact - 0.01 < tight.nll < loose.nll < loose.negative_elbo
+    assert tight.nll == pytest.approx(exact, abs=0.01)
+
+
+def test_iwae_of_a_deterministic_code_is_nothing() -> None:
+    assert probes.iwae(Linear(deterministic=True), view(10), {}) is None
+
+
+def test_prior_draws() -> None:
+    drawn = probes.prior_draws(Linear(), 5)
+    assert drawn is not None and drawn.shape == (5, LATENTS)
+    assert probes.prior_draws(Linear(deterministic=True), 5) is None
+
+
+def test_a_trained_linear_vae_by_probabilistic_pca() -> None:
+    model, s2 = test_linear_vae.trained(vae), test_linear_vae.SIGMA**2
+    x, n = test_linear_vae.data(), test_linear_vae.N
+    images = SplitView(Dataset(model.info, Floats(x), None, {"all": torch.arange(n)}), "all", torch.arange(n))
+    with torch.no_grad():
+        q = model.posterior(x)
+    m = aggregate.marginals(q.mean_BD.numpy(), q.logvar_BD.numpy())
+    np.testing.assert_allclose(m.variance_D, 1.0, atol=0.01)
+    found = probes.latents(model, images, {"likelihood.sigma": 0.5}, torch.ones(5).double(), images=n)
+    lam = test_linear_vae.EIGENVALUES[:3].numpy()
+    gains = np.sort((lam - s2) * (lam + s2) / (2 * lam * s2))
+    np.testing.assert_allclose(np.sort(found.gain_D)[2:], gains, rtol=0.02)
+    rules = aggregate.inactive(m, found.gain_D)
+    unused = [d for d in range(5) if m.var_mu_D[d] < 0.01]
+    assert len(unused) == 2
+    for flags in rules.values():
+        assert flags is not None and np.flatnonzero(flags).tolist() == unused
