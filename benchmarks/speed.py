@@ -208,7 +208,7 @@ class Contender:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": here, "GOMP_SPINCOUNT": "10000"},
+                env={**os.environ, "PYTHONPATH": here},
             )
         self.start = time.perf_counter()
         while self.steps() < 5 and self.process.poll() is None:

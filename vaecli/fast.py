@@ -138,7 +138,10 @@ def _by_shuffle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         kernel = kernel.contiguous(memory_format=torch.channels_last)
     quarters = F.conv2d(x, kernel, None if bias is None else bias.repeat_interleave(4), padding=1)
-    return F.pixel_shuffle(quarters, 2)[:, :, 1:-1, 1:-1].contiguous()
+    b, _, rows, columns = quarters.shape
+    parts = quarters.permute(0, 2, 3, 1).reshape(b, rows, columns, n_out, 2, 2)  # quicker than pixel_shuffle
+    whole = parts.permute(0, 3, 1, 4, 2, 5).reshape(b, n_out, 2 * rows, 2 * columns)
+    return whole[:, :, 1:-1, 1:-1].contiguous()
 
 
 class FastConv2d(nn.Conv2d):
