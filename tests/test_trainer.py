@@ -426,3 +426,13 @@ def test_update_minimises_what_it_logs() -> None:
     assert logged["kl"] == pytest.approx(kl.item(), rel=1e-4)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.double(), b - 0.001 * b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_collapse_is_warned_of_while_it_trains(vae: Callable[..., Result]) -> None:
+    """Once, at the first evaluation that shows it; and not in a run that learns."""
+    args = ["train", *TINY, "--model", "beta-vae", "--steps", 1600, "--runs-dir", "runs", "-S", "train.eval_every=200"]
+    collapsed = vae(*args, "--beta", 1000, "--name", "collapsed", "-q")
+    assert collapsed.code == 0 and collapsed.err.count("collapsed so far") == 1
+    assert "beta" in collapsed.err
+    sound = vae(*args, "--beta", 1, "--name", "sound", "-q")
+    assert sound.code == 0 and "collapsed" not in sound.err

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import aggregate, diagnosis, metrics, probes
+from vaecli import aggregate, diagnosis, fast, metrics, probes
 from vaecli import codes as code_files
 from vaecli import device as devices
 from vaecli import output as streams
@@ -106,6 +106,8 @@ def analyze(
     Over the first `limit` images of a split, but for the parts that run the model many times, which say over how many.
     `lenient`: a metric whose library is missing is a result with a problem, and no ConfigError.
     """
+    fast.tune_allocator()
+    fast.accelerate(loaded.model)
     view = dataset.split(split or "test")
     images = len(view) if limit is None else min(limit, len(view))
     instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""

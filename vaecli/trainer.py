@@ -24,6 +24,7 @@ from torch import Tensor
 from vaecli import checkpoint, device, graph, output, schedules
 from vaecli.batch import Batch, Split
 from vaecli.config import OptimConfig, RunConfig
+from vaecli.diagnosis import warn_while_training
 from vaecli.errors import Diverged, InputError, Interrupted, MachineError
 from vaecli.models.base import Model
 from vaecli.rundir import RunDir
@@ -223,7 +224,7 @@ def fit(
     last = config.train.steps if model.phases else 0
     evaluation: dict[str, Any] = {}
     evaluated = saved = state.step if state.step else None
-    warm_up = 3
+    warm_up, warned = 3, False
     clock = time.monotonic()
 
     def save() -> None:
@@ -250,6 +251,10 @@ def fit(
                 evaluation = record
                 run.record("val", state.step, record)
                 evaluated = state.step
+                concern = warn_while_training(record.get("kl_j", ()), state.step, last, model.hyper(state.step))
+                if concern is not None and not warned:
+                    output.warning(concern)
+                warned = concern is not None  # said once, and again if it comes back
         if saved != state.step and (
             ending or stop.save_now or (state.step and state.step % config.train.save_every == 0)
         ):
