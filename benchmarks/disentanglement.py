@@ -75,12 +75,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", default="-")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        of = {Path(run).name: run for run in arguments.runs} | floors(arguments.runs[0], Path(name))
+        of = {Path(run).resolve().name: run for run in arguments.runs} | floors(arguments.runs[0], Path(name))
         columns: dict[str, Any] = {}
         for label, what in of.items():
             print(f"{label} ...", file=sys.stderr, flush=True)
-            split = [] if str(what).endswith(".npz") else ["--split", "all"]
-            columns[label] = scores(json.loads(vae("analyze", what, "--metrics", "all", "--json", *split)))
+            if not what.endswith(".npz"):
+                what = vae("encode", what, "--split", "all", "-o", Path(name) / f"{label}.npz").strip()
+            columns[label] = scores(json.loads(vae("analyze", what, "--metrics", "all", "--json")))
     first = next(iter(columns.values()))
     lines = [f"| metric | {' | '.join(columns)} | chance | ceiling |", "|---|" + "---:|" * (len(columns) + 2)]
     for metric, (_, chance, ceiling) in first.items():

@@ -137,6 +137,7 @@ def ours(way: str, net: str, batch_size: int, counter: Counter, folder: str) -> 
     precision = "bf16" if way.endswith("bf16") else "fp32"
     sys.argv = [
         "vae", "train", "--data", "dsprites", "--model", "beta-vae", "--beta", "4", "--runs-dir", folder, "--name", way,
+        "--device", "cpu",
         "-S", f"model.net={net}", "-S", "data.holdout=0", "-S", f"data.limit={IMAGES}", "-S", f"optim.lr={LR}",
         "-S", "model.output_bias=default", "-S", f"train.precision={precision}", "--batch-size", str(batch_size),
         "--steps", "100000000", "-S", "train.eval_every=100000000", "-S", "train.save_every=100000000",

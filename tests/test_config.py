@@ -208,7 +208,7 @@ def test_files_may_extend_presets_and_values_stay_single() -> None:
 
 
 def test_very_many_mistakes_are_told_quickly() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert "more than 500 keys" in refused("model:\n" + "".join(f"  k{i}: 1\n" for i in range(60_000)))
     assert "and 380 more mistakes" in refused("data: squares\nmodel:\n" + "".join(f"  k{i}: 1\n" for i in range(400)))
-    assert time.monotonic() - start < 8
+    assert time.process_time() - start < 8

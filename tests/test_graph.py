@@ -24,7 +24,6 @@ CASES: dict[str, dict[str, Any]] = {
     "sigma": {"model": {"name": "vae", "likelihood": {"name": "gaussian", "sigma": {**LINEAR, "start": 1.0}}}},
     "learned sigma": {"model": {"name": "vae", "likelihood": {"name": "gaussian", "variance": "learned"}}},
     "optimal sigma": {"model": {"name": "vae", "likelihood": {"name": "gaussian", "variance": "optimal"}}},
-    "two players": {"model": {"name": "two-player"}},
     "rates": {"model": {"name": "vae"}, "optim": {"name": "adamw", "lr": FALLING, "weight_decay": 0.1}},
     "clipped": {"model": {"name": "vae"}, "optim": {"name": "adam", "lr": 0.01, "grad_clip": 5.0}},
     "adagrad": {"model": {"name": "vae"}, "optim": {"name": "adagrad", "lr": 0.01}},
@@ -66,7 +65,12 @@ def train(config: RunConfig, where: str, recorded: bool, path: Path, change: Any
 
 @pytest.mark.parametrize("where", DEVICES)
 @pytest.mark.parametrize("name", CASES)
-def test_static_steps_equal_update(name: str, where: str, toy_models: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [1000, 7])
+def test_static_steps_equal_update(
+    name: str, where: str, window: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(graph, "WINDOW", window)  # steps are uploaded in pieces, and launched in smaller ones
+    monkeypatch.setattr(graph, "AHEAD", 4 if window == 7 else 100)
     config = config_of(CASES[name])
     one, other = (train(config, where, recorded, tmp_path) for recorded in (False, True))
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
@@ -144,6 +148,7 @@ def test_noise_is_that_of_the_global_generator() -> None:
         ({"name": "rmsprop", "lr": 0.1}, "rmsprop"),
         ({"name": "adagrad", "lr": FALLING}, "adagrad"),
         ({"name": "adagrad", "lr": 0.1, "lr_decay": 0.1}, "adagrad"),
+        ({"name": "adagrad", "lr": 0.1, "weight_decay": 0.1}, "adagrad"),
         ({"name": "adam", "lr": 0.1, "weight_decay": FALLING}, "weight_decay"),
         ({"name": "adam", "lr": FALLING}, None),
     ],
@@ -166,3 +171,34 @@ def test_a_failed_recording_falls_back(tmp_path: Path, monkeypatch: pytest.Monke
     assert "one by one: operation not permitted" in capfd.readouterr().err
     for a, b in zip(plain.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("what", ["save", "deadline"])
+def test_flags_between_launches(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to save or stop that comes while recorded steps run is obeyed there, and once."""
+    monkeypatch.setattr(graph, "AHEAD", 4)
+    config = config_of(CASES["vae"])
+    dataset = data.load(config.data)
+    model = models.build(config.model, dataset.info)
+    state = trainer.TrainState.fresh(model, config)
+    stream = dataset.stream(config.seed, config.train.batch_size)
+    steps, stop = graph.StaticSteps(model, config, stream, state.optimizers), trainer.Stop()
+    plain = steps.launch
+
+    def launch(step: int, until: int) -> int:
+        if step == 14:
+            if what == "save":
+                stop.saves += 1
+            else:
+                stop._deadline = 0.0
+        return plain(step, until)
+
+    monkeypatch.setattr(steps, "launch", launch)
+    run = rundir.create(tmp_path, "r", what)
+    split = dataset.split("val")
+    quiet = lambda state, means: None  # noqa: E731
+    outcome = trainer.finish(trainer.fit(run, model, config, state, stream, split, split, stop, quiet, steps))
+    run.close()
+    saved = sorted(int(p.name[5:]) for p in run.checkpoints.glob("step-*"))
+    assert saved == ([15, 30] if what == "save" else [15])
+    assert outcome.status == ("finished" if what == "save" else "time limit")

@@ -108,3 +108,14 @@ def test_a_signal_reaches_every_process() -> None:
     assert len(states) <= (os.cpu_count() or 1)  # the waiting seeds are not started any more
     for run in Path("runs").iterdir():
         assert (run / "checkpoints/latest/model.safetensors").is_file()
+
+
+def test_a_seed_that_could_not_be_started_is_missed(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    done = vae(*ARGS, "--seeds", "0,3", "--name", "many")
+    assert done.code == 5 and done.out == "" and "did not finish: 0, 3" in done.err

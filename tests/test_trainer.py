@@ -7,16 +7,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import TINY, Result, command
 
 from vaecli import config as configs
-from vaecli import data, models, schedules, trainer
+from vaecli import data, models, rundir, schedules, trainer
 from vaecli.batch import Batch
 from vaecli.commands.train import Layers, duration, resolve
-from vaecli.errors import ConfigError
+from vaecli.errors import ConfigError, Interrupted
 from vaecli.models.beta_vae import Model as BetaVAE
 
 
@@ -436,3 +437,42 @@ def test_a_collapse_is_warned_of_while_it_trains(vae: Callable[..., Result]) -> 
     assert "beta" in collapsed.err
     sound = vae(*args, "--beta", 1, "--name", "sound", "-q")
     assert sound.code == 0 and "collapsed" not in sound.err
+
+
+@pytest.mark.parametrize("what", ["signal", "deadline", "save"])
+def test_a_stop_during_an_evaluation_is_saved(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes between two looks at the flags: what is said to be saved is saved."""
+    layers = Layers(None, None, {"data.name": ("", "squares"), "model.name": ("", "vae")}, SMALL_STOP)
+    config = configs.build(resolve(layers))
+    dataset = data.load(config.data)
+    model = models.build(config.model, dataset.info)
+    state = trainer.TrainState.fresh(model, config)
+    stop, run = trainer.Stop(), rundir.create(tmp_path, "r", what)
+    plain = trainer.evaluate
+
+    def evaluate(*args: Any) -> Any:
+        record = plain(*args)
+        if state.step == 15:
+            stop.signal = signal.SIGTERM if what == "signal" else None
+            stop._deadline = 0.0 if what == "deadline" else None
+            stop.saves += what == "save"
+        return record
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    split = dataset.split("val")
+    going = trainer.fit(run, model, config, state, dataset.stream(0, 8), split, split, stop, lambda state, means: None)
+    try:
+        outcome = trainer.finish(going)
+        assert outcome.status == ("time limit" if what == "deadline" else "finished")
+    except Interrupted as error:
+        assert what == "signal" and "step 15; saved" in str(error)
+    finally:
+        run.close()
+    steps = sorted(p.name for p in run.checkpoints.glob("step-*"))
+    assert steps == (["step-00000015", "step-00000030"] if what == "save" else ["step-00000015"])
+
+
+SMALL_STOP = [
+    "model.net={name: mlp, hidden: [4]}",
+    "train={steps: 30, batch_size: 8, eval_every: 15, save_every: 30, keep: 5}",
+]

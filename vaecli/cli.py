@@ -126,7 +126,7 @@ def train(
         str | None, typer.Option(help="Train one run for each: 0-9 or 0,2,5; the directories on stdout.")
     ] = None,
     device: Device = "auto",
-    max_time: Annotated[str | None, typer.Option(help="Stop and save after this long: 90s, 2m, 1h30m.")] = None,
+    max_time: Annotated[str | None, typer.Option(help="Stop and save a run after this long: 90s, 2m, 1h30m.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory; otherwise one is made up.")] = None,
     runs_dir: Annotated[str | None, typer.Option(help="Where runs are kept ($VAE_RUNS_DIR, else ./runs).")] = None,
     resume: Annotated[

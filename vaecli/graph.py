@@ -24,15 +24,16 @@ AHEAD = 100  # steps launched before the host looks at signals, or at the other 
 
 def obstacle(model: Model, config: RunConfig) -> str | None:
     """Why the steps of this run cannot be recorded, or None as far as can be told beforehand."""
-    for phase, (_, optim) in model.optimizers(config.optim).items():
-        which = "" if phase == "main" else f" of {phase}"
-        if isinstance(optim, Adagrad):
-            if not _constant(optim.lr) or optim.lr_decay > 0:
-                return f"adagrad{which} with a learning rate that changes cannot be recorded"
-        elif not isinstance(optim, (Adam, AdamW)):
-            return f"{optim.name}{which} cannot be recorded"
-        if not _constant(optim.weight_decay) or not (optim.grad_clip is None or _constant(optim.grad_clip)):
-            return f"a schedule on weight_decay or grad_clip{which} cannot be recorded"
+    if len(model.phases) > 1:
+        return f"{config.model.name} has several optimizers"
+    optim = model.optimizers(config.optim)[model.phases[0]][1]
+    if isinstance(optim, Adagrad):
+        if not _constant(optim.lr) or optim.lr_decay > 0 or optim.weight_decay != 0:
+            return "adagrad with weight decay or a learning rate that changes cannot be recorded"
+    elif not isinstance(optim, (Adam, AdamW)):
+        return f"{optim.name} cannot be recorded"
+    if not _constant(optim.weight_decay) or not (optim.grad_clip is None or _constant(optim.grad_clip)):
+        return "a schedule on weight_decay or grad_clip cannot be recorded"
     return None
 
 
@@ -192,14 +193,27 @@ class StaticSteps:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         self.model.zero_grad(set_to_none=True)
+        mode = torch.cuda.get_sync_debug_mode()
         try:
+            # A host that waits for the device is told so before CUDA is, which leaves the recording in good order.
+            torch.cuda.set_sync_debug_mode("error")
             with torch.cuda.graph(graph, stream=self._side), Noise(self.generator):
                 self.compute()
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # models are anyone's, and plain steps will say more
+            raise CannotRecord(str(error).partition("\n")[0][:200]) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            self._count_on_host(-1)  # the recording itself went through Adagrad's count
             for optimizer, _ in self.optimizers.values():
                 optimizer.found_inf = None  # type: ignore[attr-defined]
-            raise CannotRecord(str(error).partition("\n")[0][:200]) from error
         self.graph = graph
+
+    def _count_on_host(self, steps: int) -> None:
+        """Adagrad counts its steps on the host, which takes no part in a replay."""
+        for optimizer, _ in self.optimizers.values():
+            for entry in optimizer.state.values():
+                if isinstance(optimizer, torch.optim.Adagrad):
+                    entry["step"] += steps
 
     def collect(self) -> tuple[dict[str, float], int, bool]:
         """Sums of the logged scalars since the last call, the good steps among them, and whether all was finite.
@@ -210,11 +224,8 @@ class StaticSteps:
             self._side.synchronize()
         sums = {name: float(total) for name, total in self.sums.items()}
         done, alive = int(self.done), bool(self.alive)
-        if self.graph is not None:  # Adagrad counts its steps on the host, which did not take part
-            for optimizer, _ in self.optimizers.values():
-                for entry in optimizer.state.values():
-                    if isinstance(optimizer, torch.optim.Adagrad):
-                        entry["step"] += done
+        if self.graph is not None:
+            self._count_on_host(done)
         for total in self.sums.values():
             total.zero_()
         self.done.zero_()

@@ -150,7 +150,9 @@ class OptimalGaussian(Gaussian):
         if not self.training:
             return self.variance.sqrt()
         mse = (x_BCHW - out_BCHW.detach()).square().mean().clamp(min=self.FLOOR)
-        self.variance.lerp_(mse.to(self.variance.dtype), self.RATE)
+        # A value that is not finite ends the run, and must not be among what is kept of it.
+        seen = torch.where(mse.isfinite(), mse.to(self.variance.dtype), self.variance)
+        self.variance.lerp_(seen, self.RATE)
         return mse.sqrt()
 
     def text(self, hyper: Mapping[str, float]) -> str:

@@ -46,7 +46,7 @@ class Stop:
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self.signal: int | None = None
-        self.save_now = False
+        self.saves = 0  # how often saving was asked for; each run remembers how many of these it has obeyed
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
 
     @property
@@ -77,7 +77,7 @@ class Stop:
         output.notice("stopping after this step and saving; press again to stop now")
 
     def _save(self, number: int, _: Any) -> None:
-        self.save_now = True
+        self.saves += 1
 
 
 # ---------------------------------------------------------------------------------------------------------------- state
@@ -102,6 +102,8 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
     optimizer: torch.optim.Optimizer = kinds[config.name](
         parameters, **common, **settings, **extra, **({"fused": True} if fused else {})
     )
+    if extra:  # the first steps are made without a graph, on purpose: no warning about it
+        optimizer._warned_capturable_if_run_uncaptured = True
     return optimizer
 
 
@@ -224,7 +226,7 @@ def fit(
     last = config.train.steps if model.phases else 0
     evaluation: dict[str, Any] = {}
     evaluated = saved = state.step if state.step else None
-    warm_up, warned = 3, False
+    warm_up, warned, obeyed = 3, False, stop.saves
     clock = time.monotonic()
 
     def save() -> None:
@@ -235,7 +237,7 @@ def fit(
         checkpoint.commit(
             run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values()
         )
-        saved, stop.save_now = state.step, False
+        saved = state.step
 
     while True:
         # ---- boundary: the only place that evaluates, saves or stops
@@ -255,19 +257,21 @@ def fit(
                 if concern is not None and not warned:
                     output.warning(concern)
                 warned = concern is not None  # said once, and again if it comes back
-        if saved != state.step and (
-            ending or stop.save_now or (state.step and state.step % config.train.save_every == 0)
-        ):
+        # One look, for saving and leaving alike: a signal or the deadline may have come during the evaluation.
+        reason, number, asked = stop.reason, stop.signal, stop.saves
+        leaving = finished or reason is not None or asked > obeyed
+        if saved != state.step and (leaving or (state.step and state.step % config.train.save_every == 0)):
             save()
+        obeyed = asked
         if finished:
             return Outcome("finished", evaluation)
-        if stop.signal is not None:
-            name = signal.Signals(stop.signal).name
+        if number is not None:
+            name = signal.Signals(number).name
             raise Interrupted(
-                f"stopped by {name} at step {state.step:,}; saved", stop.signal, f"vae train --resume {run.path}"
+                f"stopped by {name} at step {state.step:,}; saved", number, f"vae train --resume {run.path}"
             )
-        if stop.reason is not None:
-            return Outcome(stop.reason, evaluation)
+        if reason is not None:
+            return Outcome(reason, evaluation)
 
         # ---- one step, or recorded ones to the next boundary
         try:
@@ -279,9 +283,11 @@ def fit(
                 until = min(last, *(state.step - state.step % n + n for n in every))
                 reached = state.step
                 try:
-                    while reached < until and stop.reason is None and not stop.save_now:
+                    while True:
                         reached = recorded.launch(reached, until)
                         yield
+                        if reached >= until or stop.reason is not None or stop.saves > obeyed:
+                            break
                 except graph.CannotRecord as error:
                     output.notice(f"steps are launched one by one: {error}")
                     recorded = None

@@ -12,7 +12,8 @@ from vaecli.trainer import TrainState
 class Meter:
     """Progress on stderr: a bar on a terminal, else a line at a record, at most one in 10 seconds."""
 
-    def __init__(self, config: RunConfig, state: TrainState, started: float) -> None:
+    def __init__(self, config: RunConfig, state: TrainState, started: float, live: bool = True) -> None:
+        self._live = live  # a terminal can show one bar, not one for each of several runs
         self._total = config.train.steps
         self._batch = config.train.batch_size
         self._first = state.step
@@ -23,7 +24,7 @@ class Meter:
         self._last = state.step
 
     def __enter__(self) -> "Meter":
-        if output.interactive():
+        if self._live and output.interactive():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bars = Progress(

@@ -4,6 +4,7 @@ Each run directory is what `--seed` alone would have made: same order of images,
 rounding of another thread count or of recorded steps.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -50,9 +51,10 @@ def taking_turns(runs: Sequence[Generator[None, None, Value]]) -> tuple[list[Val
                 continue
             except StopIteration as end:
                 values[number] = end.value
-            except VaeError as error:
-                output.error(str(error), error.hint)
-                errors.append(error)
+            except Exception as error:
+                known = error if isinstance(error, VaeError) else VaeError(f"{type(error).__name__}: {error}"[:300])
+                output.error(str(known), known.hint)
+                errors.append(known)
             del active[number]
     return values, errors
 
@@ -76,25 +78,36 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
     Their messages come through with the seed before each line. Returns what each put on stdout (None for those that
     failed), in order, and the first exit code that is not 0. Signals are passed on.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cpu_cores() // at_once))}
+    threads = max(1, cpu_cores() // at_once)
+    with contextlib.suppress(KeyError, ValueError):
+        threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))  # the user's own limit
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     results: list[str | None] = [None] * len(commands)
-    codes = [0] * len(commands)
+    codes = [1] * len(commands)  # until they have ended
     running: set[subprocess.Popen[str]] = set()
     waiting = list(enumerate(commands))
-    lock, stopped = threading.Lock(), threading.Event()
+    lock = threading.Lock()
+    told: list[int] = []  # signals that ask to stop
 
     def work() -> None:
         while True:
             with lock:
-                if not waiting or stopped.is_set():
+                if not waiting or told:
                     return
                 number, (seed, arguments) = waiting.pop(0)
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "vaecli", *arguments],
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
-                    start_new_session=True,  # the terminal's Ctrl-C comes here, and is passed on once
-                )  # fmt: skip
+                try:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "vaecli", *arguments],
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+                        start_new_session=True,  # the terminal's Ctrl-C comes here, and is passed on once
+                    )  # fmt: skip
+                except OSError as error:
+                    output.error(f"seed {seed}: no process could be started: {error.strerror}")
+                    codes[number] = 5
+                    continue
                 running.add(process)
+                if told:  # while it was being started
+                    process.send_signal(told[-1])
             assert process.stderr is not None and process.stdout is not None
             for line in process.stderr:
                 output.relay(f"[seed {seed}] {line.rstrip()}")
@@ -107,23 +120,24 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
 
     def pass_on(signum: int, _: Any) -> None:
         if signum != signal.SIGUSR1:
-            stopped.set()
+            told.append(signum)
         for process in list(running):
             process.send_signal(signum)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     old = {s: signal.signal(s, pass_on) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
     try:
-        threads = [threading.Thread(target=work) for _ in range(at_once)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.5)  # in pieces, so that signals are seen
+        workers = [threading.Thread(target=work) for _ in range(at_once)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.5)  # in pieces, so that signals are seen
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    return results, next((code if code > 0 else 128 - code for code in codes if code), 0)
+    failed = next((code if code > 0 else 128 - code for code in codes if code), 0)
+    return results, 128 + told[-1] if told and failed == 1 else failed
 
 
 def arguments_of(argv: Sequence[str], seed: int, name: str | None) -> list[str]:

@@ -151,14 +151,17 @@ def run(
     config = configs.build(tree)
     if name is not None:
         rundir.check_name(name)
+    several = None if seeds is None else _seeds.parse(seeds)
     if dry_run:
+        if several is not None:
+            output.notice(f"seeds      {len(several)} runs like this one:")
         _dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"), json)
         return
-    dataset = _to_device(data.load(config.data), where)
-    wanted = Wanted(where, parent, prefix, name, init_from, limit, started, force)
-    if seeds is not None:
-        _several(_seeds.parse(seeds), config, dataset, wanted, json)
+    wanted = Wanted(where, parent, prefix, name, init_from, limit, started, force, alone=several is None)
+    if several is not None:
+        _several(several, config, data.load(config.data), wanted, json)
         return
+    dataset = _to_device(data.load(config.data), where)
     stop = trainer.Stop(limit)
     with stop.signals():
         record = trainer.finish(_start(config, dataset, wanted, stop))
@@ -176,6 +179,7 @@ class Wanted(NamedTuple):
     limit: float | None
     started: float
     force: bool
+    alone: bool
 
 
 def _start(
@@ -197,7 +201,7 @@ def _start(
     run_dir.status(
         **rundir.provenance(), device=device.describe(wanted.where), data=dataset.info.source, preset=wanted.prefix
     )
-    return (yield from _train(run_dir, model, config, state, dataset, wanted.where, stop, wanted.started))
+    return (yield from _train(run_dir, model, config, state, dataset, wanted.where, stop, wanted.started, wanted.alone))
 
 
 def _several(seeds: Sequence[int], config: RunConfig, dataset: Dataset, wanted: Wanted, json: bool) -> None:
@@ -205,6 +209,7 @@ def _several(seeds: Sequence[int], config: RunConfig, dataset: Dataset, wanted: 
     ways = [dataclasses.replace(config, seed=seed) for seed in seeds]
     records: list[dict[str, Any] | None]
     if _share_the_device(config, dataset, wanted.where):
+        dataset = _to_device(dataset, wanted.where)
         output.notice(f"seeds      {len(seeds)} runs take turns on {device.describe(wanted.where)}")
         stop = trainer.Stop(wanted.limit)
         with stop.signals():
@@ -228,16 +233,17 @@ def _several(seeds: Sequence[int], config: RunConfig, dataset: Dataset, wanted: 
     else:
         for record in done:
             output.result(str(record["run"]))
-    if code:
-        raise SeedsFailed(f"{len(seeds) - len(done)} of {len(seeds)} seeds did not finish", code)
+    missing = [str(seed) for seed, record in zip(seeds, records, strict=True) if record is None]
+    if missing:
+        raise SeedsFailed(f"{len(missing)} of {len(seeds)} seeds did not finish: {', '.join(missing)}", code or 1)
 
 
 def _share_the_device(config: RunConfig, dataset: Dataset, where: torch.device) -> bool:
     """Whether several runs can be in one process: on a GPU, where each is recorded and has a stream of its own."""
     with torch.device("meta"):
         model = models.build(config.model, dataset.info)
-    recordable = len(model.phases) == 1 and config.train.fast and graph.obstacle(model, config) is None
-    return where.type == "cuda" and recordable and dataset.images.device.type == "cuda"
+    recordable = bool(model.phases) and config.train.fast and graph.obstacle(model, config) is None
+    return where.type == "cuda" and recordable and _fits(dataset, where)
 
 
 def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None, dry_run: bool, json: bool) -> None:
@@ -451,11 +457,12 @@ def _train(
     where: torch.device,
     stop: trainer.Stop,
     started: float,
+    alone: bool = True,
 ) -> Generator[None, None, dict[str, Any]]:
     """Train in a run directory and report; yields between steps, and its value is the record of the result."""
     _banner(model, config, dataset, where)
     output.notice(f"run        {run_dir.path}")
-    meter = Meter(config, state, started)
+    meter = Meter(config, state, started, live=alone)
     code, status, evaluation = 1, "failed", {}
     try:
         with trainer.memory_errors(config.train.batch_size, dataset.info.shape):
@@ -481,9 +488,14 @@ def _train(
     return _record(run_dir.path, status, state.step, evaluation)
 
 
+def _fits(dataset: Dataset, where: torch.device) -> bool:
+    free: int = torch.cuda.mem_get_info(where)[0]
+    return dataset.images.nbytes < free / 2
+
+
 def _to_device(dataset: Dataset, where: torch.device) -> Dataset:
     """The data set in the device's memory, where it takes no more than half of what is free there."""
-    if where.type == "cuda" and dataset.images.nbytes < torch.cuda.mem_get_info(where)[0] / 2:
+    if where.type == "cuda" and _fits(dataset, where):
         return dataset.to(where)
     if where.type == "cuda":
         output.notice("the images stay in host memory: they are more than half of what is free on the device")

@@ -144,11 +144,15 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
+# Where Pillow looks for a PNG's orientation.
+_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+
+
 def read_header(path: Path) -> tuple[tuple[int, int], str]:
     """Upright (height, width) and mode, without decoding."""
     with _open(path) as image:
         # A PNG whose header has no orientation would be decoded as a whole to look for one behind the pixels.
-        told = image.format != "PNG" or "exif" in image.info
+        told = image.format != "PNG" or not image.info.keys().isdisjoint(_ORIENTED)
         turned = told and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         size = (image.width, image.height) if turned else (image.height, image.width)
         return size, image.mode
