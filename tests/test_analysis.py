@@ -176,9 +176,9 @@ def test_a_terminal_has_it_all_on_stdout(
 def test_metrics_of_a_run(tiny_run: Path, scored: list[dict[str, Any]], vae: Callable[..., Result]) -> None:
     done = vae("analyze", tiny_run, "--metrics", "mig,dci", "--seed", 5, "--limit", 40)
     assert scored == [{"names": ["mig", "dci"], "n": 40, "seed": 5, "lenient": False}]
-    assert len(done.out.splitlines()) == 4 and done.out.startswith("latent\t")
-    assert "mig\t0.2500\t0.3000\t0.0100\t1.0000" in done.err
-    assert "dci.completeness\t0.7500\tn/a\t0.2000\tn/a" in done.err
+    assert len(done.out.splitlines()) == 4 and done.out.startswith("metric\t")
+    assert "mig\t0.2500\t0.3000\t0.0100\t1.0000" in done.out
+    assert "dci.completeness\t0.7500\tn/a\t0.2000\tn/a" in done.out
     record = json.loads(vae("analyze", tiny_run, "--metrics", "mig,dci", "--json").out)
     assert [m["name"] for m in record["metrics"]] == ["mig", "dci"] and record["diagnosis"] is None
     assert record["metrics"][0]["values"] == {"mig": 0.25}
@@ -227,7 +227,8 @@ def test_codes_asked_for_metrics_alone_give_their_rows(
         "metric", "mig", "dci.disentanglement", "dci.completeness"
     ]  # fmt: skip
     assert "verdict: healthy" in done.err and "metric\t" not in done.err
-    assert vae("analyze", npz, "--metrics", "mig", "--csv").out.startswith(",".join(SEVEN))
+    assert vae("analyze", npz, "--metrics", "mig", "--csv").out.startswith("metric,value,")
+    assert vae("analyze", npz, "--metrics", "mig", "--diagnosis", "--csv").out.startswith(",".join(SEVEN))
     assert vae("analyze", npz, "--metrics", "mig", "--diagnosis").out.startswith("latent\t")
     assert vae("analyze", npz, "--metrics", "mig", "--limit", 50).code == 0 and scored[-1]["n"] == 50
 

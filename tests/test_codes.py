@@ -460,3 +460,10 @@ def test_tables_from_numpy_files(monkeypatch: pytest.MonkeyPatch) -> None:
         codes.read_table("flat.npy")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"1,2\n")))
     assert codes.read_table("-").latents(NAMES).tolist() == [[1, 2]]
+
+
+def test_a_logvar_that_is_none_is_refused() -> None:
+    logvar_ND = np.zeros((5, 2))
+    logvar_ND[3, 1] = 800.0
+    with pytest.raises(InputError, match="row 3"):
+        codes.make(np.zeros((5, 2)), logvar_ND)

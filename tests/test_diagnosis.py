@@ -366,3 +366,16 @@ def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:
     assert list(headers) == ["latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status"]
     assert rows[0] == ["c", "0.0000", "0.5000", "0.5000", "1.0000", "2.5000", "active"]
     assert [row[0] for row in rows] == ["c", "b", "a"] and styles == [None, None, "dim"]
+
+
+def test_sampling_noise_is_no_unrest() -> None:
+    """Few images of a model at rest: their mean and variance are off by what chance allows, and nothing is said."""
+    generator = torch.Generator().manual_seed(0)
+    for n in (51, 150, 2000):
+        mean_ND = torch.randn(n, 10, generator=generator, dtype=torch.float64) * 0.95
+        sigma2_D = torch.full((10,), 1 - 0.95**2, dtype=torch.float64)
+        var_D = mean_ND.var(dim=0, unbiased=False)
+        stats = Statistics(n, mean_ND.mean(dim=0), var_D, sigma2_D, torch.ones(10), 10.0, 0.1, 0.1)
+        assert not any("Not at rest" in s for s in verdict(stats).sentences)
+        moved = Statistics(n, mean_ND.mean(dim=0) + 0.8, var_D, sigma2_D, torch.ones(10), 10.0, 0.1, 0.1)
+        assert any("Not at rest" in s for s in verdict(moved).sentences) == (n > 100)

@@ -103,15 +103,16 @@ def analyze(
 ) -> Analysis:
     """Statistics, verdict and, on demand, the diagnosis of q(z) and metrics; progress on stderr.
 
-    Over the first `limit` images of a split, but for the parts that run the model many times, which say over how many.
+    Over `limit` images of a split, but for the parts that run the model many times, which take a part of these.
     `lenient`: a metric whose library is missing is a result with a problem, and no ConfigError.
     """
     fast.tune_allocator()
     fast.accelerate(loaded.model)
-    view = dataset.split(split or "test")
-    images = len(view) if limit is None else min(limit, len(view))
+    whole = dataset.split(split or "test")
+    view = whole.sample(limit)
+    images = len(view)
     instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""
-    streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(view):,} images")
+    streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(whole):,} images")
     model, names = loaded.model, loaded.model.latent_names()
     hyper = model.hyper(loaded.step)
     devices.seed(seed, "analyze")
@@ -161,7 +162,11 @@ def analyze_codes(
         rules, numbers["inactive"] = _rules(codes, standard_prior, None)
         latents = _with_columns(latents, {**columns, **rules})
         evidence = _evidence(None, {}, numbers)
-    verdict = diagnosis.verdict(stats, names, evidence=evidence)
+    factors = len(codes.varying) if codes.factors_NK is not None else None
+    verdict = diagnosis.verdict(stats, names, factors=factors, evidence=evidence)
+    # What to try first is advice about a training, and nothing is known of how these codes were made.
+    found = [sentence for sentence in verdict.sentences if not sentence.startswith(("First", "Then"))]
+    verdict = Verdict(verdict.name, found)
     results = _metrics(metric_names, codes, seed, lenient)
     return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results)
 
@@ -438,7 +443,7 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def metric_rows(results: Sequence[metrics.Result]) -> list[list[str]]:
+def metric_rows(results: Sequence[metrics.Result], digits: int = 4) -> list[list[str]]:
     """metric, value, over active latents, chance, ceiling; a metric of several values has a row for each."""
     rows = []
     for result in results:
@@ -449,5 +454,5 @@ def metric_rows(results: Sequence[metrics.Result]) -> list[list[str]]:
             name = result.name if len(result.score.values) == 1 else f"{result.name}.{key}"
             active = None if result.active is None else result.active.values.get(key)
             others = [None if of is None else of.get(key) for of in (result.chance, result.ceiling)]
-            rows.append([name, *(number_text(v, 4) for v in (value, active, *others))])
+            rows.append([name, *(number_text(v, digits) for v in (value, active, *others))])
     return rows

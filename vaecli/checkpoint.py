@@ -210,6 +210,10 @@ def clean_up(folder: Path, step: int) -> None:
 def resolve(path: str | Path) -> Path:
     """The `.safetensors` file that a run, a step directory or a file stands for; CheckpointError otherwise."""
     path = Path(path)
+    if path.suffix.lower() in (".npz", ".npy", ".csv") and path.is_file():
+        raise CheckpointError(
+            f"{path}: codes, and no checkpoint", "`vae analyze` reads codes from an .npz; `vae decode RUN FILE` decodes"
+        )
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE

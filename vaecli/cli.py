@@ -231,7 +231,7 @@ def analyze(
         str, typer.Argument(help="A checkpoint, or codes of any encoder (.npz).", autocompletion=_runs)
     ],
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also q(z) against p(z), information, gains, IWAE bound (minutes).")
@@ -261,7 +261,7 @@ def report(
     checkpoint: Checkpoint,
     out: Out = None,
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
     seed: Seed = 0,
     device: Device = "auto",
@@ -280,7 +280,7 @@ def report(
 def compare(
     checkpoints: Annotated[list[str], typer.Argument(help="Runs or checkpoints.", autocompletion=_runs)],
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT images of the split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
     seed: Seed = 0,
     device: Device = "auto",

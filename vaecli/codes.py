@@ -34,6 +34,7 @@ from vaecli.errors import InputError, VaeError
 Array = np.ndarray[Any, Any]
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
+LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
 ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
 LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
 CACHE_BYTES = 2 << 30  # what the cache keeps, the files used last
@@ -123,6 +124,12 @@ def make(
         if logvar_ND.shape != (n, d) or logvar_ND.dtype.kind not in "fiu":
             raise InputError(f"{source}: logvar is {logvar_ND.dtype} {logvar_ND.shape}, the codes are {(n, d)}")
         logvar_ND = _finite(np.ascontiguousarray(logvar_ND, dtype=np.float64), "logvar", source)
+        if len(wild := np.flatnonzero((np.abs(logvar_ND) > LARGEST_LOGVAR).any(axis=1))):
+            value = float(np.abs(logvar_ND[wild[0]]).max())
+            raise InputError(
+                f"{source}: logvar of row {int(wild[0])} is of size {value:g}: no variance's logarithm",
+                "logvar is the natural logarithm of sigma^2",
+            )
     if factors_NK is not None:
         factors_NK = np.asarray(factors_NK)
         if factors_NK.ndim != 2 or len(factors_NK) != n or factors_NK.shape[1] == 0:

@@ -463,7 +463,11 @@ def warn_while_training(
 def _law(stats: Statistics, names: Sequence[str]) -> list[str]:
     """A word about the variance law where it is off by more than a tenth."""
     assert stats.total_D is not None and stats.sigma2_D is not None
-    off_D = torch.maximum((stats.total_D - 1).abs(), stats.mean_D.abs())
+    if stats.n < FEW_IMAGES:
+        return []
+    # Of so many images mean and variance come out so uncertain, three standard errors of a normal latent's.
+    mean_error_D, variance_error_D = (stats.total_D / stats.n).sqrt(), stats.total_D * math.sqrt(2 / stats.n)
+    off_D = torch.maximum((stats.total_D - 1).abs() - 3 * variance_error_D, stats.mean_D.abs() - 3 * mean_error_D)
     worst = int(off_D.argmax())
     if float(off_D[worst]) <= LAW_TOLERANCE:
         return []

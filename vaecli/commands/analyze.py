@@ -32,9 +32,9 @@ def run(
     """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
     On a terminal all of it is on stdout as tables: latents, totals, diagnosis, metrics, verdict. In a pipe stdout has
-    one table alone, tab-separated with a header, and stderr the rest: the rows of the latents, seven columns always and
-    those of the diagnosis after them; of codes asked for their metrics alone, the rows of the metrics. With `csv` it is
-    always the latents, with all digits. With `json` stdout has one object with everything.
+    one table alone, tab-separated with a header, and stderr the rest: asked for metrics the rows of these; else, and
+    with `diagnose`, those of the latents, seven columns always and those of the diagnosis after them. With `csv` it is
+    the same table with more digits. With `json` stdout has one object with everything.
 
     FailedVerdict, after the output, if the verdict is one that `fail_if` names.
     """
@@ -61,17 +61,17 @@ def run(
     for name, value in diagnosis.totals(found.stats).items():
         if isinstance(value, float) and not math.isfinite(value) and found.stats.n > 1:
             streams.warning(f"{name} is not finite")
+    metrics_alone = bool(names) and not diagnose
     if json:
         streams.result_json(found.record())
     elif csv:
-        streams.result(_csv(found.latents))
-        _rest(found, streams.notice, to_stderr=True)
+        streams.result(_metrics_csv(found) if metrics_alone else _csv(found.latents))
+        _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
     elif sys.stdout.isatty():
         _latents(found)
         streams.result(diagnosis.totals_text(found.stats))
         _rest(found, streams.result, to_stderr=False, totals=False)
     else:
-        metrics_alone = isinstance(found, CodesAnalysis) and bool(names) and not diagnose
         if metrics_alone:
             streams.table(analysis.METRIC_HEADERS, analysis.metric_rows(found.results))
         else:
@@ -117,6 +117,14 @@ def _csv(latents: list[dict[str, object]]) -> str:
     writer.writerow(fields)
     for record in latents:
         writer.writerow(["" if record[field] is None else record[field] for field in fields])
+    return text.getvalue().rstrip("\n")
+
+
+def _metrics_csv(found: Analysis | CodesAnalysis) -> str:
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")
+    writer.writerow(analysis.METRIC_HEADERS)
+    writer.writerows(analysis.metric_rows(found.results, digits=9))
     return text.getvalue().rstrip("\n")
 
 

@@ -223,6 +223,18 @@ class SplitView:
         for start in range(0, len(self), batch_size):
             yield self.dataset.batch(self.indices[start : start + batch_size], self.labels)
 
+    def sample(self, n: int | None) -> "SplitView":
+        """A view of n of the images (all where there are no more): the first of a split that is in random order, else
+        a random part that is the same each time.
+        """
+        if n is None or n >= len(self):
+            return self
+        index = self.indices
+        if self.name in ("test", "all"):
+            order = torch.randperm(len(self), generator=generator("sample", len(self)))
+            index = index[order.to(index.device)]
+        return SplitView(self.dataset, self.name, index[:n], self.labels)
+
     def take(self, n: int) -> Batch:
         """The first n images (all, if there are fewer) as one batch."""
         return self.dataset.batch(self.indices[:n], self.labels)

@@ -29,7 +29,7 @@ class Result:
 
     name: str
     score: Score | None  # over all latents
-    active: Score | None = None  # over the active latents, where some are not active
+    active: Score | None = None  # over the active latents; None where none is
     chance: Mapping[str, float] | None = None  # the same values for codes that know nothing of the factors
     ceiling: Mapping[str, float] | None = None  # the same values for the factors themselves as codes
     problem: str | None = None
@@ -127,8 +127,8 @@ def _run(name: str, metric: ModuleType, codes: Codes, seed: int, still: str) -> 
         notes.append("No latent is active.")
     elif not active_D.all():
         active = metric.score(codes.latents_only(active_D), seed)
-    if still and with_factors:
-        notes.append(f"Factors left out because they are the same in all images: {still}.")
+    else:
+        active = score
     factors = 0 if codes.factors_NK is None else codes.factors_NK.shape[1]
     settings = {**score.settings, "seed": seed, "images": len(codes), "latents": codes.latents, "factors": factors}
     score = replace(score, settings=settings, notes=tuple(notes))

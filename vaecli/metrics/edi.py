@@ -63,8 +63,11 @@ def score(codes: Codes, seed: int) -> Score:
         "predictor": f"best of {TREES} extremely randomised trees, linear discriminants, one latent",
         "scikit-learn": version,
     }
-    note = "I(z; v) is the best of three lower bounds, in the place of the authors' neural estimate."
-    return Score(values, settings, {"normalised_information": nmi_DK}, (note,))
+    notes = ["I(z; v) is the best of three lower bounds, in the place of the authors' neural estimate."]
+    if len(h_K) == 1:
+        values["modularity"] = math.nan
+        notes.append("Modularity compares factors, and there is only one.")
+    return Score(values, settings, {"normalised_information": nmi_DK}, tuple(notes))
 
 
 def _exclusivity(rows: Array) -> Array:
