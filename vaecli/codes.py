@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from vaecli import __version__, checkpoint, output
+from vaecli import __version__, checkpoint, fast, output
 from vaecli.data import _paths
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
@@ -207,6 +207,8 @@ def known_factors(view: SplitView, count: int) -> tuple[Array | None, list[str]]
 def _run_encoder(
     loaded: checkpoint.Loaded, view: SplitView, count: int, batch_size: int, advance: Callable[[int], None]
 ) -> dict[str, torch.Tensor]:
+    fast.tune_allocator()
+    fast.accelerate(loaded.model)
     means, logvars = [], []
     with torch.inference_mode():
         for start in range(0, count, batch_size):
