@@ -6,12 +6,14 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import Result
 from PIL import Image
 from torch import Tensor
 
@@ -441,3 +443,12 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(MachineError, match="No space left"):
         _artifact.write(str(tmp_path / "a"), "", b"new", force=True)
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("words", [("traverse", "RUN"), ("interpolate", "RUN", 0, 1)])
+def test_pictures_of_another_kind_are_refused(
+    words: tuple[object, ...], tiny_run: Path, vae: Callable[..., Result]
+) -> None:
+    arguments = [tiny_run if word == "RUN" else word for word in words]
+    done = vae(*arguments, "-o", "x.jpg")
+    assert done.code == 2 and ".png or .gif" in done.err and not Path("x.jpg").exists()

@@ -26,11 +26,18 @@ from vaecli.errors import ConfigError, InputError, MachineError
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
-def check(output: str | None, default_name: str, force: bool, json: bool = False, text: bool = False) -> str:
+def check(
+    output: str | None,
+    default_name: str,
+    force: bool,
+    json: bool = False,
+    text: bool = False,
+    endings: tuple[str, ...] = (),
+) -> str:
     """The output's name (`-` for stdout), or the error that writing it would end in. `text`: fit for a terminal.
 
-    ConfigError where something would be overwritten or the terminal would get binary data, InputError where the
-    folder is missing, MachineError where it cannot be written.
+    ConfigError where something would be overwritten, the terminal would get binary data, or the name ends like another
+    kind of file than `endings`; InputError where the folder is missing; MachineError where it cannot be written.
     """
     name = default_name if output is None else output
     if name in STDOUT:
@@ -41,6 +48,8 @@ def check(output: str | None, default_name: str, force: bool, json: bool = False
         return "-"
     if not name or "\0" in name:
         raise ConfigError("-o needs the name of a file")
+    if endings and Path(name).suffix.lower() not in (*endings, ""):
+        raise ConfigError(f"{name}: this command writes no such kind of file", f"name it {' or '.join(endings)}")
     target = Path(os.path.realpath(name))
     try:
         mode = target.lstat().st_mode

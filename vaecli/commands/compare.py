@@ -210,6 +210,8 @@ def _take(run: Run, found: analysis.Analysis) -> None:
 def _keep(run: Run, result: metrics.Result) -> None:
     run.values[result.name] = None if result.score is None else result.score.value
     run.metrics.append(result.record())
+    if result.score is not None and not math.isfinite(result.score.value):
+        streams.notice(f"{run.name}: no {result.name}: {' '.join(result.score.notes)}")
     if result.problem is not None:
         streams.notice(f"{run.name}: no {result.name}: {result.problem}")
 

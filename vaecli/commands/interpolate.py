@@ -40,7 +40,7 @@ def run(
     """
     if steps < 2:
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
-    path = _artifact.check(output, DEFAULT_NAME, force, json)
+    path = _artifact.check(output, DEFAULT_NAME, force, json, endings=(".png", ".gif"))
     loaded = checkpoints.load(checkpoint, devices.pick(device))
     moving = path.lower().endswith(".gif")
     height, width = loaded.info.shape[1:]

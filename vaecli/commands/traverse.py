@@ -52,7 +52,7 @@ def run(
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
     if not (math.isfinite(value_range) and value_range > 0):
         raise ConfigError(f"--range is {value_range}; it must be more than 0")
-    path = _artifact.check(output, "traversal.png", force, json)
+    path = _artifact.check(output, "traversal.png", force, json, endings=(".png", ".gif"))
     loaded = checkpoints.load(checkpoint, devices.pick(device))
     names = loaded.model.latent_names()
     chosen = [_index(text, names) for text in dims] or None
