@@ -81,7 +81,7 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         drawn, why = _samples(loaded, analysed.seed)
         reconstructions = _reconstructions(analysed)
         traversals = _traversals(analysed, active, follows)
-    source = loaded.info
+    source, whole = loaded.info, analysed.dataset.split(analysed.view.name)
     channels, height, width = source.shape
     return html.Content(
         title=f"{loaded.config.model.name} on {source.name}",
@@ -121,8 +121,11 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         },
         computed={
             "command": command,
-            "checkpoint": str(loaded.path),
-            "split": f"{analysed.view.name}, {stats.n:,} of {len(analysed.view):,} images",
+            # Below the folder of the runs: whose machine this was is nobody's business.
+            "checkpoint": loaded.path.name
+            if folder is None
+            else str(loaded.path.absolute().relative_to(folder.parent)),
+            "split": f"{analysed.view.name}, {stats.n:,} of {len(whole):,} images",
             "codes": None if codes_ is None else f"{len(codes_):,} images",
             "seed": str(analysed.seed),
             "vae": __version__,
