@@ -216,3 +216,8 @@ def test_records_are_plain_json_and_repeat() -> None:
     assert mig["name"] == "mig" and mig["problem"] is None
     assert mig["active"]["mig"] == pytest.approx(1) and len(mig["matrices"]["mutual_information"]) == 4
     assert mig["matrices"]["mutual_information"][1][1] == pytest.approx(math.log(6))
+
+
+def test_all_leaves_out_what_compares_models_unless_there_are_several() -> None:
+    assert "udr" not in metrics.chosen("all") and "udr" in metrics.chosen("all", several=True)
+    assert "dci-sklearn" not in metrics.chosen("all", several=True)

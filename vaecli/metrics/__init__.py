@@ -60,7 +60,10 @@ def chosen(text: str | None, *, several: bool = False) -> list[str]:
     names: list[str] = []
     for word in (part.strip() for part in text.split(",")):
         if word == "all":
-            names += [n for n in registry.names("metric") if getattr(registry.load("metric", n), "IN_ALL", True)]
+            for name in registry.names("metric"):
+                metric = registry.load("metric", name)
+                if getattr(metric, "IN_ALL", True) and (several or not getattr(metric, "SEVERAL", False)):
+                    names.append(name)
         elif word in ("", "none"):
             raise ConfigError(f"metrics are {text[:80]!r}", "give `all`, `none` or names with commas: mig,dci")
         elif getattr(registry.load("metric", word), "SEVERAL", False) and not several:
