@@ -34,6 +34,8 @@ main()
         ["presets"],
         ["models"],
         ["datasets"],
+        ["metrics"],
+        ["report", "--help"],
         ["presets", "--json"],
         ["models", "-q"],
     ],
