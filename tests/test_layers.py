@@ -7,9 +7,9 @@ import vaecli
 
 PACKAGE = Path(vaecli.__file__).parent
 LAYERS = [
-    {"errors", "section", "schedules", "registry"},
+    {"errors", "section", "schedules", "registry", "paths"},
     {"tree", "config", "presets", "output"},
-    {"batch", "device", "fast", "objective", "likelihoods", "nets"},
+    {"batch", "device", "native", "fast", "objective", "likelihoods", "nets"},
     {"data", "models", "diagnosis", "figures"},
     {"checkpoint", "rundir", "graph"},
     {"codes"},

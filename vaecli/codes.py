@@ -26,8 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from vaecli import __version__, checkpoint, fast, output
-from vaecli.data import _paths
+from vaecli import __version__, checkpoint, fast, output, paths
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
 
@@ -235,7 +234,7 @@ def _cache_file(loaded: checkpoint.Loaded, view: SplitView, count: int) -> Path 
         return None
     images = hashlib.sha256(view.indices[:count].cpu().numpy().tobytes()).hexdigest()
     key = json.dumps([__version__, weights, images, source], sort_keys=True)
-    return _paths.cache_dir() / "codes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    return paths.cache_dir() / "codes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _cached(file: Path | None, count: int, latents: int) -> dict[str, torch.Tensor] | None:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vaecli import native
+
 _MALLOPT = {"M_MMAP_THRESHOLD": -3, "M_TRIM_THRESHOLD": -1}
 FEW_CHANNELS = 4  # outputs up to which a transposed convolution is quicker as a convolution and a shuffle
 
@@ -97,33 +99,57 @@ class FastLinear(nn.Linear):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution, transposed or not, whose backward asks the library for the two products only.
+    """A convolution, transposed or not, and the ReLU after it, if any: by our kernels where they fit, else the library's.
 
-    The library's gradient of the bias, a sum of the output's gradient, costs as much as both products when it comes
-    with those of a transposed convolution; apart from them it is next to nothing.
+    The library is asked for the two products only: its gradient of the bias, a sum of the output's gradient, costs as
+    much as both when it comes with those of a transposed convolution; apart from them it is next to nothing.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.layer, ctx.bias_shape = layer, None if bias is None else list(bias.shape)
-        if not layer.transposed:
-            return F.conv2d(x, weight, bias, layer.stride, layer.padding)
-        if weight.shape[1] <= FEW_CHANNELS:
-            return _by_shuffle(x, weight, bias)
-        return F.conv_transpose2d(x, weight, bias, layer.stride, layer.padding)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        kernels = layer.kernels
+        if kernels and autocast:
+            x = x.float()  # ours round inside
+        if kernels and kernels.fits(x, weight, layer.transposed):
+            out = kernels.forward(x, weight, bias, layer.transposed, layer.relu, autocast)
+        else:
+            kernels = None
+            x, weight, bias = _autocast(x, weight, bias)
+            out = _by_library(x, weight, bias, layer)
+            if layer.relu:
+                out.relu_()
+        ctx.save_for_backward(x, weight, out if layer.relu else None)
+        ctx.layer, ctx.has_bias, ctx.kernels, ctx.autocast = layer, bias is not None, kernels, autocast
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, kept = ctx.saved_tensors
+        layer = ctx.layer
+        wants_x, _, wants_bias, _ = ctx.needs_input_grad
+        if ctx.kernels and not torch.is_grad_enabled():
+            return *ctx.kernels.backward(
+                grad, x, kept, weight, layer.transposed, ctx.autocast, wants_x, wants_bias
+            ), None
         if x.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous(memory_format=torch.channels_last)
-        layer, wanted = ctx.layer, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        if kept is not None:
+            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
         settings = (layer.stride, layer.padding, layer.dilation, layer.transposed, [0, 0], 1)
+        wanted = [wants_x, True, False]
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, wanted)
         # Image by image first: one pass over the memory, and short sums keep their digits in bfloat16.
-        grad_bias = None if ctx.bias_shape is None else grad.sum((2, 3), dtype=torch.float32).sum(0).to(grad.dtype)
+        grad_bias = grad.sum((2, 3), dtype=torch.float32).sum(0) if ctx.has_bias else None
         return grad_x, grad_weight, grad_bias, None
+
+
+def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
+    if not layer.transposed:
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    if weight.shape[1] <= FEW_CHANNELS:
+        return _by_shuffle(x, weight, bias)
+    return F.conv_transpose2d(x, weight, bias, layer.stride, layer.padding)
 
 
 def _by_shuffle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -145,18 +171,24 @@ def _by_shuffle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class FastConv2d(nn.Conv2d):
-    """`nn.Conv2d` with a quicker backward."""
+    """`nn.Conv2d`, and the ReLU after it where `relu`, quicker."""
+
+    kernels: native.Kernels | None = None
+    relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Convolution.apply(*_autocast(x, self.weight, self.bias), self)
+        out: Tensor = _Convolution.apply(x, self.weight, self.bias, self)
         return out
 
 
 class FastConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` (kernel 4, stride 2, padding 1) with a quicker backward, and forward for few channels."""
+    """`nn.ConvTranspose2d` (kernel 4, stride 2, padding 1), and the ReLU after it where `relu`, quicker."""
+
+    kernels: native.Kernels | None = None
+    relu = False
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        out: Tensor = _Convolution.apply(*_autocast(x, self.weight, self.bias), self)
+        out: Tensor = _Convolution.apply(x, self.weight, self.bias, self)
         return out
 
 
@@ -170,7 +202,7 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 def _usual(layer: nn.Module) -> bool:
     """Whether a layer is a convolution of the kind that is written out above."""
-    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d):
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d, FastConv2d, FastConvTranspose2d):
         return False
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     usual = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -178,6 +210,12 @@ def _usual(layer: nn.Module) -> bool:
         usual &= (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
         usual &= layer.output_padding == (0, 0)
     return usual and not isinstance(layer.padding, str)
+
+
+def _halving(layer: nn.Module) -> bool:
+    """Whether a layer is of the one kind that our kernels are for: it halves or doubles an image by 4x4 windows."""
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    return (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
 
 
 # --------------------------------------------------------------------------------------------------------------- switch
@@ -199,13 +237,20 @@ def accelerate(model: nn.Module) -> list[str]:
     swaps: dict[type, type] = {nn.Conv2d: FastConv2d, nn.ConvTranspose2d: FastConvTranspose2d}
     convolutions = [m for m in model.modules() if _usual(m)]
     if convolutions and op is not None:
+        kernels = native.load() if any(_halving(m) for m in convolutions) else None
         for convolution in convolutions:
-            convolution.__class__ = swaps[type(convolution)]
+            convolution.__class__ = swaps.get(type(convolution), type(convolution))
+            if _halving(convolution):
+                convolution.kernels = kernels
         model.to(memory_format=torch.channels_last)
-        applied.append("convolutions with channels last")
+        applied.append("own convolution kernels" if kernels else "convolutions with channels last")
     for sequence in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         for i, (before, layer) in enumerate(pairwise(sequence), start=1):
-            # In place where nothing else needs what came before; one pass less over the memory.
-            if isinstance(before, (FastLinear, FastConv2d, FastConvTranspose2d)) and type(layer) is nn.ReLU:
+            if type(layer) is not nn.ReLU:
+                continue
+            # A pass less over the memory: within the convolution, or in place where nothing else needs what came before.
+            if isinstance(before, (FastConv2d, FastConvTranspose2d)):
+                before.relu, sequence[i] = True, nn.Identity()
+            elif isinstance(before, FastLinear):
                 sequence[i] = nn.ReLU(inplace=True)
     return applied

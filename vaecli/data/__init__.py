@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vaecli import output, registry
-from vaecli.data._paths import cache_dir, data_dir
+from vaecli.paths import cache_dir, data_dir
 from vaecli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:

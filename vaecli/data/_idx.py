@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from vaecli.data._fetch import fetch
-from vaecli.data._paths import data_dir
+from vaecli.paths import data_dir
 from vaecli.data.base import Bits, Bytes, DataConfig, Dataset, Holdout, assemble
 from vaecli.errors import InputError
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from vaecli import output
-from vaecli.data._paths import cache_dir, data_dir
+from vaecli.paths import cache_dir, data_dir
 from vaecli.data.base import Bits, DataConfig, Dataset, Holdout, assemble, grid_labels
 from vaecli.errors import InputError
 

@@ -1,0 +1,645 @@
+/* Convolutions with kernel 4, stride 2, padding 1, and their transposes, on float32 images with channels last.
+ *
+ * Both kinds join a large image l (2h x 2w, Cl channels) and a small one s (h x w, Cs channels) by the same weights
+ * W[Cs][4][4][Cl]: `down` makes s of l (a convolution), `up` makes l of s (its transpose), and the gradients of each
+ * are the other one and the outer product of the two images. With 2 x 2 blocks of l's pixels, l padded by one, taken
+ * as 4 Cl channels, it is a 2 x 2 convolution of stride 1, and Winograd's minimal filtering F(2 x 2, 2 x 2) does that
+ * with 9 products instead of 16 (S. Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray 2015,
+ * arXiv:1509.09308). In either direction
+ *
+ *     y0 = d0 g0 + d1 g1 = (d0 - d1) g0 + d1 (g0 + g1)          y1 = d1 g0 + d2 g1 = d1 (g0 + g1) + (d2 - d1) g1
+ *
+ * Its coefficients are 0, 1 and -1, so the rounding stays that of a sum of products. The three products of training
+ * are, for each of the 9: M = V W (down), V = U W' (up) and W = U' V, where V holds the transformed blocks of large
+ * images and U the transformed tiles of small ones. Large images with up to 4 channels go without all that (`thin`).
+ *
+ * Everything is done image by image (or a few small ones together), so that what is between the steps stays in the
+ * second cache, and each thread has images of its own. Sums over images are made per thread and added in order: the
+ * result depends on the number of threads, and on nothing else.
+ */
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define VL 16 /* floats in a vector */
+#define MB 8  /* rows of a block of the product that is kept in registers */
+#else
+#define VL 8
+#define MB 4
+#endif
+#define NV 2     /* vectors across such a block */
+#define TILES 64 /* tiles that go through the products together */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+typedef int ints __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p, v) (*(vec *)(p) = (v))
+
+typedef struct {
+    long n, h, w, cs, cl; /* images; size of the small image; channels of the small and of the large one */
+} Shape;
+
+typedef struct {
+    const float *l, *s;     /* what comes in: images, or the gradient by those that went out */
+    const float *kept;      /* backward of a layer with ReLU: what it put out */
+    const float *w, *bias;  /* bias may be NULL */
+    float *out, *gw, *gb;   /* backward: out and gb may be NULL where not wanted */
+    int relu, bf16, threads;
+} Call;
+
+enum { DOWN, UP, DOWN_BACKWARD, UP_BACKWARD };
+
+INLINE void put(const int bf16, float *to, long at, vec x) { /* element `at` and on; `at` counts halves with bf16 */
+#ifdef __AVX512BF16__
+    if (bf16) {
+        _mm256_storeu_si256((__m256i *)((short *)to + at), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+        return;
+    }
+#endif
+    STORE(to + at, x);
+}
+
+INLINE vec unless(ints lanes, vec x) { return (vec)((ints)x & ~lanes); } /* 0 in these lanes */
+
+static float *room(long count) { /* aligned to a cache line; NULL if there is none */
+    return aligned_alloc(64, (count * sizeof(float) + 64) / 64 * 64);
+}
+
+static float *zeros(long count) {
+    float *p = room(count);
+    if (p) memset(p, 0, count * sizeof(float));
+    return p;
+}
+
+/* ------------------------------------------------------------------------------------------------------- products */
+
+/* C[m][n] = start[n], or C[m][n] where `add`, + sum over segments and k of A[m am + k ak + segment sa] B[k + ..][n].
+ * With bf16, elements of A and B are 32-bit words of two bfloat16 each, neighbours along k. Where `fours` is not 0, it
+ * is the way from one four of A's rows to the next, in place of 4 am. */
+typedef struct {
+    const float *a, *b;
+    long am, fours, ak, sa, ldb, segments, k;
+    float *c;
+    long ldc;
+    const float *start;
+    int add, relu;
+} Product;
+
+INLINE vec multiply(const int bf16, vec sum, const float *a, vec b) {
+#ifdef __AVX512BF16__
+    int word;
+    memcpy(&word, a, sizeof word);
+    if (bf16) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(word), (__m512bh)b);
+#endif
+    return sum + *a * b;
+}
+
+INLINE void block(const int bf16, const int mb, const int nv, const Product p, long m, long n) {
+    const long fours = p.fours ? p.fours : 4 * p.am;
+    const float *a = p.a + m / 4 * fours + m % 4 * p.am, *b = p.b + n;
+    float *c = p.c + m * p.ldc + n;
+    vec sum[MB][NV];
+#pragma GCC unroll 8
+    for (int i = 0; i < mb; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < nv; v++) {
+            sum[i][v] = (vec){0};
+            if (p.add) sum[i][v] = LOAD(c + i * p.ldc + v * VL);
+            else if (p.start) sum[i][v] = LOAD(p.start + n + v * VL);
+        }
+    for (long s = 0; s < p.segments; s++, a += p.sa) {
+        const float *ak = a;
+        for (long k = 0; k < p.k; k++, ak += p.ak, b += p.ldb) {
+            vec bv[NV];
+#pragma GCC unroll 2
+            for (int v = 0; v < nv; v++) bv[v] = LOAD(b + v * VL);
+#pragma GCC unroll 8
+            for (int i = 0; i < mb; i++)
+#pragma GCC unroll 2
+                for (int v = 0; v < nv; v++)
+                    sum[i][v] = multiply(bf16, sum[i][v], ak + i / 4 * fours + i % 4 * p.am, bv[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < mb; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < nv; v++)
+            STORE(c + i * p.ldc + v * VL, p.relu ? unless(sum[i][v] < 0, sum[i][v]) : sum[i][v]);
+}
+
+INLINE void product(const int bf16, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
+    for (long n = 0; n < columns; n += NV * VL) {
+        long m = 0;
+#define BLOCKS(size)                                                \
+    for (; m + size <= rows; m += size)                             \
+        if (columns - n >= NV * VL) block(bf16, size, NV, p, m, n); \
+        else block(bf16, size, 1, p, m, n);
+        BLOCKS(MB)
+        BLOCKS(4)
+        BLOCKS(1)
+#undef BLOCKS
+    }
+}
+
+/* The ways in which A is read, each with its stride known to the compiler. */
+static void rows_fp32(Product p, long rows, long columns) { p.ak = 1, product(0, p, rows, columns); }
+static void columns_fp32(Product p, long rows, long columns) { p.am = 1, product(0, p, rows, columns); }
+#ifdef __AVX512BF16__
+static void rows_bf16(Product p, long rows, long columns) { p.ak = 1, product(1, p, rows, columns); }
+static void columns_bf16(Product p, long rows, long columns) { p.am = 1, product(1, p, rows, columns); }
+
+/* x[rows][columns] to words of neighbours in a column, to[rows / 2][columns]; from float32 and from bfloat16. */
+static void pair_floats(const float *x, long rows, long columns, float *to) {
+    for (long r = 0; r < rows; r += 2, x += 2 * columns, to += columns)
+        for (long i = 0; i < columns; i += 16) {
+            const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)LOAD(x + i)));
+            const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)LOAD(x + columns + i)));
+            _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+
+static void pair_halves(const float *x, long rows, long columns, float *to) {
+    for (long r = 0; r < rows; r += 2, x += columns, to += columns)
+        for (long i = 0; i < columns; i += 16) {
+            const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + i / 2)));
+            const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + columns / 2 + i / 2)));
+            _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+#endif
+
+int has_bf16(void) {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* ----------------------------------------------------------------------------------------------------- transforms */
+
+typedef struct {
+    Shape s;
+    long th, tw, tiles; /* tiles of 2 x 2 small pixels: down, across, in an image */
+    long group, t;      /* images that go together, and their tiles, rounded up to MB */
+    long pitch, rows;   /* of the padded large image: floats in a row, rows */
+    long k;             /* 4 Cl */
+    long uplane, vplane; /* from one of the 9 to the next; no power of 2, which the caches dislike */
+} Plan;
+
+static Plan plan(Shape s) {
+    Plan p = {.s = s, .th = (s.h + 1) / 2, .tw = (s.w + 1) / 2, .k = 4 * s.cl};
+    p.tiles = p.th * p.tw;
+    p.group = p.tiles >= TILES ? 1 : TILES / p.tiles;
+    p.t = (p.group * p.tiles + MB - 1) / MB * MB;
+    p.pitch = 2 * (2 * p.tw + 1) * s.cl;
+    p.rows = 2 * (2 * p.th + 1);
+    p.uplane = p.t * s.cs + 64, p.vplane = p.t * p.k + 64;
+    return p;
+}
+
+/* Weights into the 9 products' form: wt[9][Cs][4 Cl] and, if wanted, its transpose wf[9][4 Cl][Cs]. */
+static void weights_in(const Plan *p, const float *w, float *wt, float *wf) {
+    const long cl = p->s.cl, cs = p->s.cs, k = p->k;
+#pragma omp for schedule(static)
+    for (long c = 0; c < cs; c++)
+        for (long r = 0; r < 2; r++)
+            for (long q = 0; q < 2; q++)
+                for (long e = 0; e < cl; e += VL) {
+                    vec g[2][2], rowed[3][2];
+                    for (int a = 0; a < 2; a++)
+                        for (int b = 0; b < 2; b++)
+                            g[a][b] = LOAD(w + ((c * 4 + 2 * a + r) * 4 + 2 * b + q) * cl + e);
+                    for (int b = 0; b < 2; b++)
+                        rowed[0][b] = g[0][b], rowed[1][b] = g[0][b] + g[1][b], rowed[2][b] = g[1][b];
+                    for (int f = 0; f < 3; f++) {
+                        const vec all[3] = {rowed[f][0], rowed[f][0] + rowed[f][1], rowed[f][1]};
+                        for (int h = 0; h < 3; h++) {
+                            const long at = (r * 2 + q) * cl + e;
+                            STORE(wt + ((f * 3 + h) * cs + c) * k + at, all[h]);
+                        }
+                    }
+                }
+    if (!wf) return;
+#pragma omp for schedule(static)
+    for (long fk = 0; fk < 9 * k / 16; fk++) { /* 16 rows of the transpose at a time */
+        const long f = fk / (k / 16), k0 = fk % (k / 16) * 16;
+        for (long c0 = 0; c0 < cs; c0 += 16) {
+            float block[16][16];
+            for (int i = 0; i < 16; i++) memcpy(block[i], wt + (f * cs + c0 + i) * k + k0, sizeof block[i]);
+            for (int j = 0; j < 16; j++)
+                for (int i = 0; i < 16; i++) wf[(f * k + k0 + j) * cs + c0 + i] = block[i][j];
+        }
+    }
+}
+
+/* The gradient back: gw[Cs][4][4][Cl] from parts[thread][9][Cs][4 Cl]. */
+static void weights_out(const Plan *p, const float *parts, long threads, float *gw) {
+    const long cl = p->s.cl, cs = p->s.cs, k = p->k, size = 9 * cs * k;
+#pragma omp for schedule(static)
+    for (long c = 0; c < cs; c++)
+        for (long r = 0; r < 2; r++)
+            for (long q = 0; q < 2; q++)
+                for (long e = 0; e < cl; e += VL) {
+                    vec m[3][3], rowed[2][3];
+                    for (int f = 0; f < 9; f++) {
+                        const float *at = parts + (f * cs + c) * k + (r * 2 + q) * cl + e;
+                        vec sum = LOAD(at);
+                        for (long t = 1; t < threads; t++) sum += LOAD(at + t * size);
+                        m[f / 3][f % 3] = sum;
+                    }
+                    for (int h = 0; h < 3; h++)
+                        rowed[0][h] = m[0][h] + m[1][h], rowed[1][h] = m[1][h] + m[2][h];
+                    for (int a = 0; a < 2; a++)
+                        for (int b = 0; b < 2; b++)
+                            STORE(gw + ((c * 4 + 2 * a + r) * 4 + 2 * b + q) * cl + e, rowed[a][b] + rowed[a][b + 1]);
+                }
+}
+
+/* The inside of a padded large image, with a bias and a ReLU if wanted. */
+static void unpad(const Plan *p, const float *restrict padded, const float *restrict bias, int relu,
+                  float *restrict l) {
+    const long cl = p->s.cl, row = 2 * p->s.w * cl;
+    for (long i = 0; i < 2 * p->s.h; i++) {
+        const float *from = padded + (i + 1) * p->pitch + cl;
+        float *to = l + i * row;
+        if (!bias && !relu) memcpy(to, from, row * sizeof(float));
+        else
+            for (long j = 0; j < 2 * p->s.w; j++, to += cl, from += cl)
+                for (long e = 0; e < cl; e++) {
+                    const float y = from[e] + (bias ? bias[e] : 0);
+                    to[e] = relu && y < 0 ? 0 : y;
+                }
+    }
+}
+
+/* v[9][t][4 Cl] of one large image, its tiles from number `first` on. Where the output `kept` was 0, a ReLU lets no
+ * gradient through. Adds the sum of every channel to `sums`, image by image, which keeps the digits of long sums. */
+INLINE void blocks_in(const int bf16, const Plan *p, const float *l, const float *kept, float *v, long first,
+                      float *sums) {
+    const long cl = p->s.cl, k = p->k, plane = p->vplane, height = 2 * p->s.h, width = 2 * p->s.w;
+    float sum[cl];
+    memset(sum, 0, sizeof sum);
+    for (long i = 0; i < p->th; i++)
+        for (long j = 0; j < p->tw; j++)
+            for (long r = 0; r < 2; r++)
+                for (long q = 0; q < 2; q++) {
+                    const long y = 4 * i + r - 1, x = 4 * j + q - 1; /* the first of 3 x 3 pixels, two apart */
+                    const long to = (first + i * p->tw + j) * k + (r * 2 + q) * cl;
+                    for (long e = 0; e < cl; e += VL) {
+                        vec d[3][3];
+#pragma GCC unroll 3
+                        for (int a = 0; a < 3; a++)
+#pragma GCC unroll 3
+                            for (int b = 0; b < 3; b++) {
+                                const long row = y + 2 * a, column = x + 2 * b, at = (row * width + column) * cl + e;
+                                d[a][b] = (vec){0};
+                                if (a < 2 && b < 2) { /* what the tile below will want, or the next image */
+                                    __builtin_prefetch(l + at + 4 * width * cl);
+                                    if (kept) __builtin_prefetch(kept + at + 4 * width * cl);
+                                }
+                                if (row < 0 || row >= height || column < 0 || column >= width) continue;
+                                d[a][b] = LOAD(l + at);
+                                if (kept) d[a][b] = unless(LOAD(kept + at) <= 0, d[a][b]);
+                            }
+                        if (sums) { /* what no next tile has */
+                            vec all = d[0][0] + d[0][1] + d[1][0] + d[1][1];
+                            if (i == p->th - 1) all += d[2][0] + d[2][1];
+                            if (j == p->tw - 1) all += d[0][2] + d[1][2];
+                            if (i == p->th - 1 && j == p->tw - 1) all += d[2][2];
+                            STORE(sum + e, LOAD(sum + e) + all);
+                        }
+#pragma GCC unroll 3
+                        for (int b = 0; b < 3; b++) d[0][b] -= d[1][b], d[2][b] -= d[1][b];
+#pragma GCC unroll 3
+                        for (int f = 0; f < 3; f++) {
+                            put(bf16, v + (3 * f + 0) * plane, to + e, d[f][0] - d[f][1]);
+                            put(bf16, v + (3 * f + 1) * plane, to + e, d[f][1]);
+                            put(bf16, v + (3 * f + 2) * plane, to + e, d[f][2] - d[f][1]);
+                        }
+                    }
+                }
+    if (sums)
+        for (long e = 0; e < cl; e++) sums[e] += sum[e];
+}
+
+/* The transpose of that, without a mask: one image's share of all tiles, in a padded place. */
+static void blocks_out(const Plan *p, const float *v, long first, float *padded) {
+    const long cl = p->s.cl, k = p->k, plane = p->vplane;
+    for (long i = 0; i < p->th; i++)
+        for (long j = 0; j < p->tw; j++)
+            for (long r = 0; r < 2; r++)
+                for (long e = 0; e < 2 * cl; e += VL) {
+                    float *to = padded + (4 * i + r) * p->pitch + 4 * j * cl + e;
+                    const float *from = v + (first + i * p->tw + j) * k + r * 2 * cl + e;
+                    vec m[3][3];
+#pragma GCC unroll 3
+                    for (int f = 0; f < 3; f++) {
+                        m[f][0] = LOAD(from + 3 * f * plane), m[f][2] = LOAD(from + (3 * f + 2) * plane);
+                        m[f][1] = LOAD(from + (3 * f + 1) * plane) - m[f][0] - m[f][2];
+                    }
+#pragma GCC unroll 3
+                    for (int b = 0; b < 3; b++) m[1][b] -= m[0][b] + m[2][b];
+#pragma GCC unroll 3
+                    for (int a = 0; a < 3; a++)
+#pragma GCC unroll 3
+                        for (int b = 0; b < 3; b++) { /* the first row and column of blocks were another tile's too */
+                            float *at = to + 2 * a * p->pitch + 2 * b * cl;
+                            if ((a == 0 && i > 0) || (b == 0 && j > 0)) m[a][b] += LOAD(at);
+                            STORE(at, m[a][b]);
+                        }
+                }
+}
+
+/* u[9][t][Cs] of one small image; the rest as in blocks_in. */
+INLINE void tiles_in(const int bf16, const Plan *p, const float *s, const float *kept, float *u, long first,
+                     float *sums) {
+    const long cs = p->s.cs, h = p->s.h, w = p->s.w, plane = p->uplane;
+    float sum[cs];
+    memset(sum, 0, sizeof sum);
+    for (long i = 0; i < p->th; i++)
+        for (long j = 0; j < p->tw; j++)
+            for (long e = 0; e < cs; e += VL) {
+                vec y[2][2], rowed[3][2];
+                const long to = (first + i * p->tw + j) * cs + e;
+                for (int a = 0; a < 2; a++)
+                    for (int b = 0; b < 2; b++) {
+                        y[a][b] = (vec){0};
+                        if (2 * i + a >= h || 2 * j + b >= w) continue;
+                        const long at = ((2 * i + a) * w + 2 * j + b) * cs + e;
+                        y[a][b] = LOAD(s + at);
+                        if (kept) y[a][b] = unless(LOAD(kept + at) <= 0, y[a][b]);
+                    }
+                STORE(sum + e, LOAD(sum + e) + (y[0][0] + y[0][1]) + (y[1][0] + y[1][1]));
+                for (int b = 0; b < 2; b++)
+                    rowed[0][b] = y[0][b], rowed[1][b] = y[0][b] + y[1][b], rowed[2][b] = y[1][b];
+                for (int f = 0; f < 3; f++) {
+                    put(bf16, u + (3 * f + 0) * plane, to, rowed[f][0]);
+                    put(bf16, u + (3 * f + 1) * plane, to, rowed[f][0] + rowed[f][1]);
+                    put(bf16, u + (3 * f + 2) * plane, to, rowed[f][1]);
+                }
+            }
+    if (sums)
+        for (long e = 0; e < cs; e++) sums[e] += sum[e];
+}
+
+/* One small image from m[9][t][Cs]. */
+static void tiles_out(const Plan *p, const float *m, long first, const float *bias, int relu, float *s) {
+    const long cs = p->s.cs, h = p->s.h, w = p->s.w, plane = p->uplane;
+    for (long i = 0; i < p->th; i++)
+        for (long j = 0; j < p->tw; j++)
+            for (long e = 0; e < cs; e += VL) {
+                const float *from = m + (first + i * p->tw + j) * cs + e;
+                const vec start = bias ? LOAD(bias + e) : (vec){0};
+                vec rowed[2][3];
+                for (int f = 0; f < 3; f++) {
+                    const vec middle = LOAD(from + (3 + f) * plane);
+                    rowed[0][f] = LOAD(from + f * plane) + middle, rowed[1][f] = middle + LOAD(from + (6 + f) * plane);
+                }
+                for (int a = 0; a < 2; a++)
+                    for (int b = 0; b < 2; b++) {
+                        if (2 * i + a >= h || 2 * j + b >= w) continue;
+                        vec y = rowed[a][b] + rowed[a][b + 1] + start;
+                        STORE(s + ((2 * i + a) * w + 2 * j + b) * cs + e, relu ? unless(y < 0, y) : y);
+                    }
+            }
+}
+
+/* ---------------------------------------------------------------------------------------------------- the two kinds */
+
+/* What the threads share. */
+typedef struct {
+    float *wt, *wf;       /* weights for `up` and for `down` */
+    float *pairs;         /* those that are needed as bfloat16 */
+    float *parts, *sums;  /* gradients of weights and bias, a part for each thread */
+    long size, channels;  /* floats in each part */
+    int back, down, failed;
+} Shared;
+
+static Shared share(int pass, const Call *c, long wt, long wf, long channels) {
+    Shared x = {.size = wt > wf ? wt : wf, .channels = channels, .back = pass >= DOWN_BACKWARD};
+    x.down = pass == DOWN || pass == UP_BACKWARD; /* what is put out is small */
+    x.wt = room(wt), x.wf = room(wf), x.pairs = room(c->bf16 ? wt / 2 : 0);
+    if (x.back) x.parts = zeros(c->threads * x.size), x.sums = zeros(c->threads * channels);
+    x.failed = !x.wt || !x.wf || !x.pairs || (x.back && (!x.parts || !x.sums));
+    return x;
+}
+
+static int finish(Shared *x, const Call *c) {
+    if (!x->failed && x->back && c->gb)
+        for (long e = 0; e < x->channels; e++) {
+            c->gb[e] = 0;
+            for (long t = 0; t < c->threads; t++) c->gb[e] += x->sums[t * x->channels + e];
+        }
+    free(x->wt), free(x->wf), free(x->pairs), free(x->parts), free(x->sums);
+    return x->failed;
+}
+
+/* One of the passes, for numbers of channels that are multiples of 16. Returns 1 if memory ran out, else 0.
+ *     DOWN            l -> out = relu(W l + bias)       DOWN_BACKWARD   l, gradient s, kept -> out (by l), gw, gb
+ *     UP              s -> out = relu(W' s + bias)      UP_BACKWARD     s, gradient l, kept -> out (by s), gw, gb */
+int wide(int pass, Shape shape, Call c) {
+    const Plan plan_ = plan(shape), *p = &plan_;
+    const long k = p->k, cs = shape.cs, small = shape.h * shape.w * cs, large = shape.h * shape.w * k;
+    const long groups = (shape.n + p->group - 1) / p->group;
+    Shared x = share(pass, &c, 9 * cs * k, 9 * cs * k, pass == DOWN_BACKWARD ? cs : shape.cl);
+    if (x.failed) return finish(&x, &c);
+#pragma omp parallel num_threads(c.threads)
+    {
+        const long me = omp_get_thread_num();
+        float *padded = room(p->rows * p->pitch), *u = room(9 * p->uplane), *v = room(9 * p->vplane);
+        float *uw = room(c.bf16 ? p->t * cs / 2 : 0), *vw = room(c.bf16 ? p->t * k / 2 : 0);
+        float *part = x.back ? x.parts + me * x.size : 0, *sums = x.back ? x.sums + me * x.channels : 0;
+        if (!padded || !u || !v || !uw || !vw)
+#pragma omp atomic write
+            x.failed = 1;
+#pragma omp barrier
+        if (!x.failed) {
+            weights_in(p, c.w, x.wt, x.down ? x.wf : 0);
+#ifdef __AVX512BF16__
+            if (c.bf16)
+#pragma omp for schedule(static)
+                for (long f = 0; f < 9; f++)
+                    if (x.down) pair_floats(x.wf + f * cs * k, k, cs, x.pairs + f * cs * k / 2);
+                    else pair_floats(x.wt + f * cs * k, cs, k, x.pairs + f * cs * k / 2);
+#endif
+#pragma omp for schedule(static)
+            for (long g = 0; g < groups; g++) {
+                const long first = g * p->group, count = shape.n - first < p->group ? shape.n - first : p->group;
+                const long tiles = count * p->tiles, t = (tiles + MB - 1) / MB * MB;
+                for (long i = 0; i < count; i++) {
+                    const long n = first + i;
+                    if (pass != UP) {
+                        const int gradient = pass == UP_BACKWARD;
+                        const float *kept = gradient && c.kept ? c.kept + n * large : 0;
+                        if (c.bf16) blocks_in(1, p, c.l + n * large, kept, v, i * p->tiles, gradient ? sums : 0);
+                        else blocks_in(0, p, c.l + n * large, kept, v, i * p->tiles, gradient ? sums : 0);
+                    }
+                    if (pass != DOWN) {
+                        const int gradient = pass == DOWN_BACKWARD;
+                        const float *kept = gradient && c.kept ? c.kept + n * small : 0;
+                        if (c.bf16) tiles_in(1, p, c.s + n * small, kept, u, i * p->tiles, gradient ? sums : 0);
+                        else tiles_in(0, p, c.s + n * small, kept, u, i * p->tiles, gradient ? sums : 0);
+                    }
+                }
+                for (int f = 0; f < 9; f++) {
+                    float *uf = u + f * p->uplane, *vf = v + f * p->vplane;
+                    const float *w = (x.down ? x.wf : x.wt) + f * cs * k;
+                    /* Rows that only fill up, where a bigger group may have left something. */
+                    const long bytes = c.bf16 ? sizeof(short) : sizeof(float);
+                    memset((char *)uf + tiles * cs * bytes, 0, (t - tiles) * cs * bytes);
+                    memset((char *)vf + tiles * k * bytes, 0, (t - tiles) * k * bytes);
+                    Product outer = {.a = uf, .ak = cs, .b = vf, .ldb = k, .segments = 1, .k = t,
+                                     .c = part + f * cs * k, .ldc = k, .add = 1};
+                    Product down = {.a = vf, .am = k, .b = w, .ldb = cs, .segments = 1, .k = k, .c = uf, .ldc = cs};
+                    Product up = {.a = uf, .am = cs, .b = w, .ldb = k, .segments = 1, .k = cs, .c = vf, .ldc = k};
+#ifdef __AVX512BF16__
+                    if (c.bf16) {
+                        if (x.back) {
+                            pair_halves(uf, t, cs, uw), pair_halves(vf, t, k, vw);
+                            outer.a = uw, outer.b = vw, outer.k = t / 2;
+                            columns_bf16(outer, cs, k);
+                        }
+                        if (!c.out) continue;
+                        down.b = up.b = x.pairs + f * cs * k / 2;
+                        down.am = down.k = k / 2, up.am = up.k = cs / 2;
+                        /* What is put out overwrites nothing that is still read: u and v are different places. */
+                        if (x.down) rows_bf16(down, t, cs);
+                        else rows_bf16(up, t, k);
+                        continue;
+                    }
+#endif
+                    if (x.back) columns_fp32(outer, cs, k);
+                    if (!c.out) continue;
+                    if (x.down) rows_fp32(down, t, cs);
+                    else rows_fp32(up, t, k);
+                }
+                for (long i = 0; c.out && i < count; i++)
+                    if (x.down) tiles_out(p, u, i * p->tiles, c.bias, c.relu, c.out + (first + i) * small);
+                    else {
+                        blocks_out(p, v, i * p->tiles, padded);
+                        unpad(p, padded, c.bias, c.relu, c.out + (first + i) * large);
+                    }
+            }
+            if (x.back) weights_out(p, x.parts, c.threads, c.gw);
+        }
+        free(padded), free(u), free(v), free(uw), free(vw);
+    }
+    return finish(&x, &c);
+}
+
+/* A large image into its padded place; where the output `kept` was 0, a ReLU lets no gradient through. Adds the sum
+ * of every channel to `sums`, row by row, which keeps the digits of long sums. */
+static void pad(const Plan *p, const float *restrict l, const float *restrict kept, float *restrict padded,
+                float *restrict sums) {
+    const long cl = p->s.cl, row = 2 * p->s.w * cl;
+    for (long i = 0; i < 2 * p->s.h; i++) {
+        float *restrict to = padded + (i + 1) * p->pitch + cl;
+        if (!kept) memcpy(to, l + i * row, row * sizeof(float));
+        else
+            for (long e = 0; e < row; e++) to[e] = kept[i * row + e] <= 0 ? 0 : l[i * row + e];
+        if (!sums) continue;
+        float sum[cl];
+        memset(sum, 0, sizeof sum);
+        for (long j = 0; j < row; j += cl)
+            for (long e = 0; e < cl; e++) sum[e] += to[j + e];
+        for (long e = 0; e < cl; e++) sums[e] += sum[e];
+    }
+}
+
+/* One row of small pixels, columns[w][4][4 Cl], added to the four padded rows that it reaches. Even pixels first, odd
+ * ones after: neighbours overlap, and what has just been stored is slow to read back. */
+INLINE void spread(const long cl, const float *columns, long w, long pitch, float *to) {
+    for (int odd = 0; odd < 2; odd++)
+        for (long j = odd; j < w; j += 2)
+            for (int y = 0; y < 4; y++) {
+                float *at = to + y * pitch + 2 * j * cl;
+                const float *from = columns + (j * 4 + y) * 4 * cl;
+                for (int e = 0; e < 4 * cl; e++) at[e] += from[e];
+            }
+}
+
+/* As `wide`, for large images of 1 to 4 channels, by products with the patches themselves. Always in float32. */
+int thin(int pass, Shape shape, Call c) {
+    const long h = shape.h, w = shape.w, cl = shape.cl, cs = shape.cs, width = 16 * cl;
+    const long small = h * w * cs, large = 4 * h * w * cl;
+    const Plan plan_ = {.s = shape, .pitch = (2 * w + 2) * cl, .rows = 2 * h + 2}, *p = &plan_;
+    Shared x = share(pass, &c, 0, width * cs, pass == DOWN_BACKWARD ? cs : cl);
+    if (x.failed) return finish(&x, &c);
+    for (long i = 0; i < cs; i++)
+        for (long e = 0; e < width; e++) x.wf[e * cs + i] = c.w[i * width + e];
+#pragma omp parallel num_threads(c.threads)
+    {
+        const long me = omp_get_thread_num();
+        float *padded = zeros(p->rows * p->pitch), *columns = room(w * width), *masked = room(small);
+        float *part = x.back ? x.parts + me * x.size : 0, *sums = x.back ? x.sums + me * x.channels : 0;
+        if (!padded || !columns || !masked)
+#pragma omp atomic write
+            x.failed = 1;
+#pragma omp barrier
+        if (!x.failed)
+#pragma omp for schedule(static)
+            for (long n = 0; n < shape.n; n++) {
+                const float *image = pass == DOWN ? 0 : c.s + n * small;
+                if (pass != UP) {
+                    const int gradient = pass == UP_BACKWARD;
+                    const float *kept = gradient && c.kept ? c.kept + n * large : 0;
+                    pad(p, c.l + n * large, kept, padded, gradient ? sums : 0);
+                }
+                if (pass == DOWN_BACKWARD) {
+                    float sum[cs];
+                    memset(sum, 0, sizeof sum);
+                    for (long e = 0; e < small; e += cs)
+                        for (long i = 0; i < cs; i += VL) {
+                            vec y = LOAD(image + e + i);
+                            if (c.kept) y = unless(LOAD(c.kept + n * small + e + i) <= 0, y);
+                            STORE(masked + e + i, y);
+                            STORE(sum + i, LOAD(sum + i) + y);
+                        }
+                    for (long i = 0; i < cs; i++) sums[i] += sum[i];
+                    image = masked;
+                }
+                for (int y = 0; x.back && y < 4; y += cl == 1 ? 4 : 1) { /* 16 rows at once, or 4 Cl of them */
+                    Product outer = {.a = padded + y * p->pitch, .fours = cl == 1 ? p->pitch : 0, .ak = 2 * cl,
+                                     .segments = h, .sa = 2 * p->pitch, .k = w, .b = image, .ldb = cs,
+                                     .c = part + y * 4 * cl * cs, .ldc = cs, .add = 1};
+                    columns_fp32(outer, cl == 1 ? 16 : 4 * cl, cs);
+                }
+                if (!c.out) continue;
+                if (!x.down) memset(padded, 0, p->rows * p->pitch * sizeof(float));
+                for (long i = 0; i < h; i++) {
+                    float *rows = padded + 2 * i * p->pitch;
+                    if (x.down) {
+                        Product down = {.a = rows, .am = 2 * cl, .segments = 4, .sa = p->pitch, .k = 4 * cl,
+                                        .b = x.wf, .ldb = cs, .c = c.out + n * small + i * w * cs, .ldc = cs,
+                                        .start = c.bias, .relu = c.relu};
+                        rows_fp32(down, w, cs);
+                        continue;
+                    }
+                    Product up = {.a = image + i * w * cs, .am = cs, .segments = 1, .k = cs, .b = c.w, .ldb = width,
+                                  .c = columns, .ldc = width};
+                    rows_fp32(up, w, width);
+                    if (cl == 1) spread(1, columns, w, p->pitch, rows);
+                    else if (cl == 3) spread(3, columns, w, p->pitch, rows);
+                    else spread(cl, columns, w, p->pitch, rows);
+                }
+                if (x.down) continue;
+                unpad(p, padded, c.bias, c.relu, c.out + n * large);
+                if (x.back) memset(padded, 0, p->rows * p->pitch * sizeof(float)); /* its border has to be 0 again */
+            }
+        free(padded), free(columns), free(masked);
+    }
+    for (long i = 0; !x.failed && x.back && i < cs; i++)
+        for (long e = 0; e < width; e++) {
+            float sum = 0;
+            for (long t = 0; t < c.threads; t++) sum += x.parts[t * x.size + e * cs + i];
+            c.gw[i * width + e] = sum;
+        }
+    return finish(&x, &c);
+}
