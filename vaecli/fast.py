@@ -213,9 +213,10 @@ def _usual(layer: nn.Module) -> bool:
 
 
 def _halving(layer: nn.Module) -> bool:
-    """Whether a layer is of the one kind that our kernels are for: it halves or doubles an image by 4x4 windows."""
+    """Whether a layer is of the kind that our kernels are for: it halves or doubles an image by windows of 4 or 2."""
     assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    return (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
+    kinds = [((4, 4), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))]
+    return (layer.kernel_size, layer.stride, layer.padding) in kinds
 
 
 # --------------------------------------------------------------------------------------------------------------- switch

@@ -11,7 +11,8 @@
  *
  * Its coefficients are 0, 1 and -1, so the rounding stays that of a sum of products. The three products of training
  * are, for each of the 9: M = V W (down), V = U W' (up) and W = U' V, where V holds the transformed blocks of large
- * images and U the transformed tiles of small ones. Large images with up to 4 channels go without all that (`thin`).
+ * images and U the transformed tiles of small ones. Large images with up to 4 channels go
+ * without all that (`direct`), and so do kernels of 2 without padding.
  *
  * Everything is done image by image (or a few small ones together), so that what is between the steps stays in the
  * second cache, and each thread has images of its own. Sums over images are made per thread and added in order: the
@@ -43,6 +44,7 @@ typedef int ints __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 
 typedef struct {
     long n, h, w, cs, cl; /* images; size of the small image; channels of the small and of the large one */
+    long kernel;          /* 4, or 2, which needs no padding */
 } Shape;
 
 typedef struct {
@@ -190,11 +192,12 @@ typedef struct {
     long group, t;      /* images that go together, and their tiles, rounded up to MB */
     long pitch, rows;   /* of the padded large image: floats in a row, rows */
     long k;             /* 4 Cl */
+    long pad;           /* pixels around the large image */
     long uplane, vplane; /* from one of the 9 to the next; no power of 2, which the caches dislike */
 } Plan;
 
 static Plan plan(Shape s) {
-    Plan p = {.s = s, .th = (s.h + 1) / 2, .tw = (s.w + 1) / 2, .k = 4 * s.cl};
+    Plan p = {.s = s, .th = (s.h + 1) / 2, .tw = (s.w + 1) / 2, .k = 4 * s.cl, .pad = 1};
     p.tiles = p.th * p.tw;
     p.group = p.tiles >= TILES ? 1 : TILES / p.tiles;
     p.t = (p.group * p.tiles + MB - 1) / MB * MB;
@@ -267,7 +270,7 @@ static void unpad(const Plan *p, const float *restrict padded, const float *rest
                   float *restrict l) {
     const long cl = p->s.cl, row = 2 * p->s.w * cl;
     for (long i = 0; i < 2 * p->s.h; i++) {
-        const float *from = padded + (i + 1) * p->pitch + cl;
+        const float *from = padded + (i + p->pad) * p->pitch + p->pad * cl;
         float *to = l + i * row;
         if (!bias && !relu) memcpy(to, from, row * sizeof(float));
         else
@@ -463,11 +466,12 @@ int wide(int pass, Shape shape, Call c) {
         if (!x.failed) {
             weights_in(p, c.w, x.wt, x.down ? x.wf : 0);
 #ifdef __AVX512BF16__
+            const float *w = x.down ? x.wf : x.wt;
+            const long rows = x.down ? k : cs, columns = x.down ? cs : k;
             if (c.bf16)
 #pragma omp for schedule(static)
                 for (long f = 0; f < 9; f++)
-                    if (x.down) pair_floats(x.wf + f * cs * k, k, cs, x.pairs + f * cs * k / 2);
-                    else pair_floats(x.wt + f * cs * k, cs, k, x.pairs + f * cs * k / 2);
+                    pair_floats(w + f * rows * columns, rows, columns, x.pairs + f * rows * columns / 2);
 #endif
 #pragma omp for schedule(static)
             for (long g = 0; g < groups; g++) {
@@ -540,7 +544,7 @@ static void pad(const Plan *p, const float *restrict l, const float *restrict ke
                 float *restrict sums) {
     const long cl = p->s.cl, row = 2 * p->s.w * cl;
     for (long i = 0; i < 2 * p->s.h; i++) {
-        float *restrict to = padded + (i + 1) * p->pitch + cl;
+        float *restrict to = padded + (i + p->pad) * p->pitch + p->pad * cl;
         if (!kept) memcpy(to, l + i * row, row * sizeof(float));
         else
             for (long e = 0; e < row; e++) to[e] = kept[i * row + e] <= 0 ? 0 : l[i * row + e];
@@ -553,23 +557,26 @@ static void pad(const Plan *p, const float *restrict l, const float *restrict ke
     }
 }
 
-/* One row of small pixels, columns[w][4][4 Cl], added to the four padded rows that it reaches. Even pixels first, odd
- * ones after: neighbours overlap, and what has just been stored is slow to read back. */
-INLINE void spread(const long cl, const float *columns, long w, long pitch, float *to) {
+/* One row of small pixels, columns[w][kernel][kernel Cl], added to the padded rows that it reaches. Even pixels first,
+ * odd ones after: neighbours may overlap, and what has just been stored is slow to read back. */
+INLINE void spread(const long kernel, const long cl, const float *columns, long w, long pitch, float *to) {
     for (int odd = 0; odd < 2; odd++)
         for (long j = odd; j < w; j += 2)
-            for (int y = 0; y < 4; y++) {
-                float *at = to + y * pitch + 2 * j * cl;
-                const float *from = columns + (j * 4 + y) * 4 * cl;
-                for (int e = 0; e < 4 * cl; e++) at[e] += from[e];
+            for (int y = 0; y < kernel; y++) {
+                float *restrict at = to + y * pitch + 2 * j * cl;
+                const float *restrict from = columns + (j * kernel + y) * kernel * cl;
+                for (long e = 0; e < kernel * cl; e++) at[e] += from[e];
             }
 }
 
-/* As `wide`, for large images of 1 to 4 channels, by products with the patches themselves. Always in float32. */
-int thin(int pass, Shape shape, Call c) {
-    const long h = shape.h, w = shape.w, cl = shape.cl, cs = shape.cs, width = 16 * cl;
-    const long small = h * w * cs, large = 4 * h * w * cl;
-    const Plan plan_ = {.s = shape, .pitch = (2 * w + 2) * cl, .rows = 2 * h + 2}, *p = &plan_;
+/* As `wide`, by products with the patches themselves, always in float32: for large images of few channels, whose
+ * blocks are no vectors, and for kernel 2, whose windows do not overlap. */
+int direct(int pass, Shape shape, Call c) {
+    const long h = shape.h, w = shape.w, cl = shape.cl, cs = shape.cs;
+    const long kernel = shape.kernel, piece = kernel * cl, width = kernel * piece;
+    const long small = h * w * cs, large = 4 * h * w * cl, pad_ = (kernel - 2) / 2;
+    const Plan plan_ = {.s = shape, .pitch = 2 * (w + pad_) * cl, .rows = 2 * (h + pad_), .pad = pad_}, *p = &plan_;
+    const int one = piece == 4; /* all 16 rows of the outer product at once */
     Shared x = share(pass, &c, 0, width * cs, pass == DOWN_BACKWARD ? cs : cl);
     if (x.failed) return finish(&x, &c);
     for (long i = 0; i < cs; i++)
@@ -605,18 +612,18 @@ int thin(int pass, Shape shape, Call c) {
                     for (long i = 0; i < cs; i++) sums[i] += sum[i];
                     image = masked;
                 }
-                for (int y = 0; x.back && y < 4; y += cl == 1 ? 4 : 1) { /* 16 rows at once, or 4 Cl of them */
-                    Product outer = {.a = padded + y * p->pitch, .fours = cl == 1 ? p->pitch : 0, .ak = 2 * cl,
+                for (int y = 0; x.back && y < kernel; y += one ? kernel : 1) {
+                    Product outer = {.a = padded + y * p->pitch, .fours = one ? p->pitch : 0, .ak = 2 * cl,
                                      .segments = h, .sa = 2 * p->pitch, .k = w, .b = image, .ldb = cs,
-                                     .c = part + y * 4 * cl * cs, .ldc = cs, .add = 1};
-                    columns_fp32(outer, cl == 1 ? 16 : 4 * cl, cs);
+                                     .c = part + y * piece * cs, .ldc = cs, .add = 1};
+                    columns_fp32(outer, one ? width : piece, cs);
                 }
                 if (!c.out) continue;
                 if (!x.down) memset(padded, 0, p->rows * p->pitch * sizeof(float));
                 for (long i = 0; i < h; i++) {
                     float *rows = padded + 2 * i * p->pitch;
                     if (x.down) {
-                        Product down = {.a = rows, .am = 2 * cl, .segments = 4, .sa = p->pitch, .k = 4 * cl,
+                        Product down = {.a = rows, .am = 2 * cl, .segments = kernel, .sa = p->pitch, .k = piece,
                                         .b = x.wf, .ldb = cs, .c = c.out + n * small + i * w * cs, .ldc = cs,
                                         .start = c.bias, .relu = c.relu};
                         rows_fp32(down, w, cs);
@@ -625,9 +632,9 @@ int thin(int pass, Shape shape, Call c) {
                     Product up = {.a = image + i * w * cs, .am = cs, .segments = 1, .k = cs, .b = c.w, .ldb = width,
                                   .c = columns, .ldc = width};
                     rows_fp32(up, w, width);
-                    if (cl == 1) spread(1, columns, w, p->pitch, rows);
-                    else if (cl == 3) spread(3, columns, w, p->pitch, rows);
-                    else spread(cl, columns, w, p->pitch, rows);
+                    if (kernel == 4 && cl == 1) spread(4, 1, columns, w, p->pitch, rows);
+                    else if (kernel == 4 && cl == 3) spread(4, 3, columns, w, p->pitch, rows);
+                    else spread(kernel, cl, columns, w, p->pitch, rows);
                 }
                 if (x.down) continue;
                 unpad(p, padded, c.bias, c.relu, c.out + n * large);

@@ -31,7 +31,7 @@ why_not: str | None = None
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("n", "h", "w", "cs", "cl")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_long) for name in ("n", "h", "w", "cs", "cl", "kernel")]  # noqa: RUF012
 
 
 class _Call(ctypes.Structure):
@@ -42,29 +42,29 @@ class _Call(ctypes.Structure):
 
 
 class Kernels:
-    """Convolutions with kernel 4, stride 2, padding 1 (`transposed=False`) and their transposes, channels last.
+    """Convolutions of stride 2 with kernel 4 and padding 1 or kernel 2 and none, and their transposes, channels last.
 
-    Weights are (N_small, N_large, 4, 4), as torch has them for both. Values and gradients are those of torch's layers
+    Weights are (N_small, N_large, kernel, kernel), as torch has them for both. Values and gradients are those of torch's layers
     within rounding; with `bf16` the factors of every product are rounded to bfloat16, sums and what is kept stay float32.
     """
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        for function in (self._library.wide, self._library.thin):
+        for function in (self._library.wide, self._library.direct):
             function.argtypes = [ctypes.c_int, _Shape, _Call]
         self.has_bf16 = bool(self._library.has_bf16())
 
     @staticmethod
     def fits(x: Tensor, weight: Tensor, transposed: bool) -> bool:
         """Whether these are sizes and types that the kernels are written for."""
-        small, large = weight.shape[:2]
+        small, large, kernel = weight.shape[:3]
         return (
             x.dim() == 4
             and x.numel() > 0
             and x.shape[1] == (small if transposed else large)
             and x.dtype == weight.dtype == torch.float32
             and small % 16 == 0
-            and (large <= 4 or large % 16 == 0)
+            and (large % 4 == 0 if kernel == 2 else large <= 4 or large % 16 == 0)
             and (transposed or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0))
         )
 
@@ -115,7 +115,7 @@ class Kernels:
     def _run(self, which: int, shape: _Shape, relu: bool, bf16: bool, **tensors: Tensor | None) -> None:
         pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
         call = _Call(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **pointers)
-        function = self._library.thin if shape.cl <= 4 else self._library.wide
+        function = self._library.wide if shape.kernel == 4 and shape.cl > 4 else self._library.direct
         if function(which, shape, call):
             raise MemoryError("no memory for a convolution")
 
@@ -134,7 +134,7 @@ def _last(x: Tensor) -> Tensor:
 def _shape(x: Tensor, weight: Tensor, transposed: bool) -> _Shape:
     n, _, height, width = x.shape
     part = 1 if transposed else 2
-    return _Shape(n, height // part, width // part, *weight.shape[:2])
+    return _Shape(n, height // part, width // part, *weight.shape[:3])
 
 
 # ------------------------------------------------------------------------------------------------------------- building
