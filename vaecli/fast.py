@@ -62,36 +62,55 @@ def _onednn_linear() -> Any:
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b with all three products of forward and backward through oneDNN."""
+    """x W' + b, and the ReLU after it, if any: by our kernels where they fit, else all three products by oneDNN."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, op: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.op, ctx.has_bias = op, bias is not None
-        out: Tensor = op(x, weight, bias, "none", [], "")
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Any:
+        autocast = torch.is_autocast_enabled(x.device.type)
+        kernels = layer.kernels
+        if kernels and autocast:
+            x = x.float()  # ours round inside
+        if kernels and kernels.fits_linear(x, weight):
+            out = kernels.linear(x, weight, bias, layer.relu, autocast)
+        else:
+            kernels = None
+            x, weight, bias = _autocast(x, weight, bias)
+            out = layer.op(x, weight, bias, "none", [], "")
+            if layer.relu:
+                out.relu_()
+        ctx.save_for_backward(x, weight, out if layer.relu else None)
+        ctx.layer, ctx.has_bias, ctx.kernels, ctx.autocast = layer, bias is not None, kernels, autocast
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, kept = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        if ctx.kernels and not torch.is_grad_enabled():
+            return *ctx.kernels.linear_backward(grad, x, kept, weight, ctx.autocast, wants_x, wants_bias), None
+        if kept is not None:
+            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
         grad_bias = grad.sum(0) if ctx.has_bias else None
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain products, which have one
             return grad @ weight, grad.t() @ x, grad_bias, None
-        grad_x = ctx.op(grad, weight.t(), None, "none", [], "") if ctx.needs_input_grad[0] else None
-        grad_weight = ctx.op(grad.t(), x.t(), None, "none", [], "") if ctx.needs_input_grad[1] else None
+        op = ctx.layer.op
+        grad_x = op(grad, weight.t(), None, "none", [], "") if wants_x else None
+        grad_weight = op(grad.t(), x.t(), None, "none", [], "") if wants_weight else None
         return grad_x, grad_weight, grad_bias, None
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear` whose products go through oneDNN: 1.3 to 20 times torch's default BLAS on some CPUs."""
+    """`nn.Linear`, and the ReLU after it where `relu`, by our kernels or oneDNN: 1.3 to 20 times torch's default BLAS."""
 
     op: Any = None
+    kernels: native.Kernels | None = None
+    relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias = _autocast(x, self.weight, self.bias)
-        if x.dim() != 2 or x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype == torch.float64:
-            return super().forward(x)
-        out: Tensor = _Product.apply(x, weight, bias, self.op)
+        if x.dim() != 2 or x.device.type != "cpu" or x.dtype == torch.float64 or self.weight.dtype == torch.float64:
+            out = super().forward(x)
+            return out.relu() if self.relu else out
+        out = _Product.apply(x, self.weight, self.bias, self)
         return out
 
 
@@ -227,31 +246,25 @@ def accelerate(model: nn.Module) -> list[str]:
     parameters = next(model.parameters(), None)
     if parameters is None or parameters.device.type != "cpu":
         return []
-    applied: list[str] = []
     op = _onednn_linear()
     linears = [m for m in model.modules() if type(m) in (nn.Linear, FastLinear)]
-    if op is not None and linears:
-        for linear in linears:
-            linear.__class__ = FastLinear
-            linear.op = op
-        applied.append("oneDNN linear layers")
-    swaps: dict[type, type] = {nn.Conv2d: FastConv2d, nn.ConvTranspose2d: FastConvTranspose2d}
     convolutions = [m for m in model.modules() if _usual(m)]
-    if convolutions and op is not None:
-        kernels = native.load() if any(_halving(m) for m in convolutions) else None
-        for convolution in convolutions:
-            convolution.__class__ = swaps.get(type(convolution), type(convolution))
-            if _halving(convolution):
-                convolution.kernels = kernels
+    if op is None or not (linears or convolutions):
+        return []
+    kernels = native.load()
+    for linear in linears:
+        linear.__class__ = FastLinear
+        linear.op, linear.kernels = op, kernels
+    swaps: dict[type, type] = {nn.Conv2d: FastConv2d, nn.ConvTranspose2d: FastConvTranspose2d}
+    for convolution in convolutions:
+        convolution.__class__ = swaps.get(type(convolution), type(convolution))
+        convolution.kernels = kernels if _halving(convolution) else None
+    if convolutions:
         model.to(memory_format=torch.channels_last)
-        applied.append("own convolution kernels" if kernels else "convolutions with channels last")
     for sequence in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-        for i, (before, layer) in enumerate(pairwise(sequence), start=1):
-            if type(layer) is not nn.ReLU:
-                continue
-            # A pass less over the memory: within the convolution, or in place where nothing else needs what came before.
-            if isinstance(before, (FastConv2d, FastConvTranspose2d)):
-                before.relu, sequence[i] = True, nn.Identity()
-            elif isinstance(before, FastLinear):
-                sequence[i] = nn.ReLU(inplace=True)
-    return applied
+        for i, (layer, after) in enumerate(pairwise(sequence), start=1):
+            if type(after) is nn.ReLU and isinstance(layer, (FastLinear, FastConv2d, FastConvTranspose2d)):
+                layer.relu, sequence[i] = True, nn.Identity()  # one pass less over the memory
+    if kernels is None:
+        return [f"oneDNN ({native.why_not})"]
+    return ["compiled kernels"]

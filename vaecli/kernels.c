@@ -650,3 +650,158 @@ int direct(int pass, Shape shape, Call c) {
         }
     return finish(&x, &c);
 }
+
+/* -------------------------------------------------------------------------------------------------- linear layers */
+
+/* y[m][n] = relu(x[m][k] w[n][k]' + bias[n]). Numbers of columns are multiples of 16; rows are filled up to `m16`. */
+typedef struct {
+    const float *x, *w, *bias;
+    const float *g, *kept;   /* backward: gradient by y; y itself where there was a ReLU */
+    float *out, *gw, *gb;    /* y, or the gradient by x (NULL where not wanted); gb may be NULL */
+    long m, n, k;
+    int relu, bf16, threads;
+} Linear;
+
+enum { DEEP = 512, WIDE = 1024, SIDE = 128 }; /* pieces of the products that stay in the second cache */
+
+/* 16 columns of x[m][columns] from `first` on, as rows: to[16][m16], filled up with 0. */
+static void turn(const float *x, long m, long columns, long first, long m16, float *to) {
+    for (long i = 0; i < m16; i++)
+        for (long e = 0; e < 16; e++) to[e * m16 + i] = i < m ? x[i * columns + first + e] : 0;
+}
+
+int linear(Linear c) {
+    const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
+    float *xt = room(k * m16), *pairs = room(c.bf16 ? k * m16 / 2 : 0), *yt = room(n * m16);
+    int failed = !xt || !pairs || !yt;
+    if (!failed)
+#pragma omp parallel num_threads(c.threads)
+    {
+        float *halves = room(8 * DEEP / 2);
+        if (!halves)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp for schedule(static)
+        for (long e = 0; e < k; e += 16) {
+            turn(c.x, c.m, k, e, m16, xt + e * m16);
+#ifdef __AVX512BF16__
+            if (c.bf16) pair_floats(xt + e * m16, 16, m16, pairs + e / 2 * m16);
+#endif
+        }
+#pragma omp for schedule(static)
+        for (long part = 0; part < c.threads; part++) {
+            const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
+            for (long e = 0; e < k && !failed; e += DEEP)
+                for (long r = from; r < to; r += 8) {
+                    const long deep = k - e < DEEP ? k - e : DEEP;
+                    Product p = {.a = c.w + r * k + e, .am = k, .b = xt + e * m16, .ldb = m16, .segments = 1, .k = deep,
+                                 .c = yt + r * m16, .ldc = m16, .add = e > 0};
+#ifdef __AVX512BF16__
+                    if (c.bf16) {
+                        for (long i = 0; i < 8; i++)
+                            for (long j = 0; j < deep; j += VL) put(1, halves + i * deep / 2, j, LOAD(p.a + i * k + j));
+                        p.a = halves, p.am = p.k = deep / 2, p.b = pairs + e / 2 * m16;
+                        rows_bf16(p, 8, m16);
+                        continue;
+                    }
+#endif
+                    rows_fp32(p, 8, m16);
+                }
+            for (long i = 0; i < c.m; i++)
+                for (long r = from; r < to; r++) {
+                    const float y = yt[r * m16 + i] + (c.bias ? c.bias[r] : 0);
+                    c.out[i * n + r] = c.relu && y < 0 ? 0 : y;
+                }
+        }
+        free(halves);
+    }
+    free(xt), free(pairs), free(yt);
+    return failed;
+}
+
+int linear_backward(Linear c) {
+    const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
+    float *g = room(m16 * n), *gt = room(n * m16), *x = c.m == m16 ? 0 : zeros(m16 * k);
+    float *gwords = room(c.bf16 ? m16 * n / 2 : 0), *gtwords = room(c.bf16 ? m16 * n / 2 : 0);
+    float *xwords = room(c.bf16 ? m16 * k / 2 : 0);
+    int failed = !g || !gt || (c.m != m16 && !x) || !gwords || !gtwords || !xwords;
+    if (x) memcpy(x, c.x, c.m * k * sizeof(float));
+    const float *full = x ? x : c.x;
+    if (!failed)
+#pragma omp parallel num_threads(c.threads)
+    {
+        float *piece = room(SIDE * SIDE), *gxt = room(SIDE * m16);
+        if (!piece || !gxt)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp for schedule(static)
+        for (long e = 0; e < n; e += 16) {
+            vec sum[16 / VL] = {{0}};
+            for (long i = 0; i < m16; i++)
+                for (long v = 0; v < 16 / VL; v++) {
+                    const long at = i * n + e + v * VL;
+                    vec y = {0};
+                    if (i < c.m) y = c.kept ? unless(LOAD(c.kept + at) <= 0, LOAD(c.g + at)) : LOAD(c.g + at);
+                    STORE(g + at, y);
+                    sum[v] += y;
+                }
+            for (long v = 0; c.gb && v < 16 / VL; v++) STORE(c.gb + e + v * VL, sum[v]);
+            turn(g, m16, n, e, m16, gt + e * m16);
+#ifdef __AVX512BF16__
+            if (c.bf16) pair_floats(gt + e * m16, 16, m16, gtwords + e / 2 * m16);
+#endif
+        }
+#ifdef __AVX512BF16__
+        if (c.bf16)
+#pragma omp for schedule(static)
+            for (long i = 0; i < m16; i += 2) {
+                pair_floats(full + i * k, 2, k, xwords + i / 2 * k);
+                pair_floats(g + i * n, 2, n, gwords + i / 2 * n);
+            }
+#endif
+#pragma omp for schedule(static)
+        for (long part = 0; part < c.threads; part++) {
+            const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
+            for (long e = 0; e < k && !failed; e += WIDE)
+                for (long r = from; r < to; r += 8) {
+                    const long wide = k - e < WIDE ? k - e : WIDE;
+                    Product p = {.a = g + r, .ak = n, .b = full + e, .ldb = k, .segments = 1, .k = m16,
+                                 .c = c.gw + r * k + e, .ldc = k};
+#ifdef __AVX512BF16__
+                    if (c.bf16) {
+                        p.a = gwords + r, p.b = xwords + e, p.k = m16 / 2;
+                        columns_bf16(p, 8, wide);
+                        continue;
+                    }
+#endif
+                    columns_fp32(p, 8, wide);
+                }
+        }
+        if (c.out && !failed)
+#pragma omp for schedule(static)
+            for (long e = 0; e < k; e += SIDE) {
+                const long side = k - e < SIDE ? k - e : SIDE;
+                for (long r = 0; r < n; r += SIDE) {
+                    const long deep = n - r < SIDE ? n - r : SIDE;
+                    Product p = {.a = piece, .ak = side, .b = gt + r * m16, .ldb = m16, .segments = 1, .k = deep,
+                                 .c = gxt, .ldc = m16, .add = r > 0};
+                    for (long i = 0; i < deep; i++)
+                        memcpy(piece + i * side, c.w + (r + i) * k + e, side * sizeof(float));
+#ifdef __AVX512BF16__
+                    if (c.bf16) { /* in place: two rows are read before one is written */
+                        pair_floats(piece, deep, side, piece);
+                        p.b = gtwords + r / 2 * m16, p.k = deep / 2;
+                        columns_bf16(p, side, m16);
+                        continue;
+                    }
+#endif
+                    columns_fp32(p, side, m16);
+                }
+                for (long i = 0; i < c.m; i++)
+                    for (long j = 0; j < side; j++) c.out[i * k + e + j] = gxt[j * m16 + i];
+            }
+        free(piece), free(gxt);
+    }
+    free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords);
+    return failed;
+}

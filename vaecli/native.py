@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,32 +33,100 @@ why_not: str | None = None
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("n", "h", "w", "cs", "cl", "kernel")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_long) for name in ("n", "h", "w", "cs", "cl", "kernel")]
 
 
 class _Call(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("l", "s", "kept", "w", "bias", "out", "gw", "gb")],
         *[(name, ctypes.c_int) for name in ("relu", "bf16", "threads")],
     ]
 
 
-class Kernels:
-    """Convolutions of stride 2 with kernel 4 and padding 1 or kernel 2 and none, and their transposes, channels last.
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("x", "w", "bias", "g", "kept", "out", "gw", "gb")],
+        *[(name, ctypes.c_long) for name in ("m", "n", "k")],
+        *[(name, ctypes.c_int) for name in ("relu", "bf16", "threads")],
+    ]
 
-    Weights are (N_small, N_large, kernel, kernel), as torch has them for both. Values and gradients are those of torch's layers
-    within rounding; with `bf16` the factors of every product are rounded to bfloat16, sums and what is kept stay float32.
+
+class Kernels:
+    """Linear layers; convolutions of stride 2 with kernel 4 and padding 1 or kernel 2 and none, and their transposes.
+
+    All take a ReLU along. Images have channels last. Weights are as in torch, so (N_small, N_large, kernel, kernel)
+    for both kinds of convolutions. Values and gradients are those of torch's layers within rounding; with `bf16` the
+    factors of the products are rounded to bfloat16, where that pays, while sums and what is kept stay float32.
     """
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
         for function in (self._library.wide, self._library.direct):
             function.argtypes = [ctypes.c_int, _Shape, _Call]
+        for function in (self._library.linear, self._library.linear_backward):
+            function.argtypes = [_Linear]
         self.has_bf16 = bool(self._library.has_bf16())
 
     @staticmethod
+    def fits_linear(x: Tensor, weight: Tensor) -> bool:
+        """Whether a linear layer has the sizes and types that the kernels are written for."""
+        n_out, n_in = weight.shape
+        return (
+            x.dim() == 2
+            and x.shape[0] > 0
+            and x.shape[1] == n_in
+            and x.dtype == weight.dtype == torch.float32
+            and n_out % 16 == 0
+            and n_in % 16 == 0
+        )
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, bf16: bool) -> Tensor:
+        """(B, N_in) to (B, N_out)."""
+        out = torch.empty(x.shape[0], weight.shape[0])
+        self._products(self._library.linear, x, weight, relu=relu, bf16=bf16, x=x.contiguous(), bias=bias, out=out)
+        return out
+
+    def linear_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        kept: Tensor | None,
+        weight: Tensor,
+        bf16: bool,
+        wants_x: bool,
+        wants_bias: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Gradients of input, weight and bias; `kept` is the output where the layer ended in a ReLU."""
+        grad_x = torch.empty(x.shape) if wants_x else None
+        grad_weight = torch.empty(weight.shape)
+        grad_bias = torch.empty(weight.shape[0]) if wants_bias else None
+        self._products(
+            self._library.linear_backward,
+            x,
+            weight,
+            relu=False,
+            bf16=bf16,
+            x=x.contiguous(),
+            g=grad.contiguous(),
+            kept=kept,
+            out=grad_x,
+            gw=grad_weight,
+            gb=grad_bias,
+        )
+        return grad_x, grad_weight, grad_bias
+
+    def _products(
+        self, function: Any, rows: Tensor, weight: Tensor, relu: bool, bf16: bool, **tensors: Tensor | None
+    ) -> None:
+        tensors["w"] = weight.contiguous()
+        sizes = dict(zip("mnk", (rows.shape[0], *weight.shape), strict=True))
+        call = _Linear(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **sizes, **_at(tensors))
+        if function(call):
+            raise MemoryError("no memory for a linear layer")
+
+    @staticmethod
     def fits(x: Tensor, weight: Tensor, transposed: bool) -> bool:
-        """Whether these are sizes and types that the kernels are written for."""
+        """Whether a convolution has the sizes and types that the kernels are written for."""
         small, large, kernel = weight.shape[:3]
         return (
             x.dim() == 4
@@ -113,11 +183,14 @@ class Kernels:
         return grad_x, grad_weight, grad_bias
 
     def _run(self, which: int, shape: _Shape, relu: bool, bf16: bool, **tensors: Tensor | None) -> None:
-        pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
-        call = _Call(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **pointers)
+        call = _Call(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **_at(tensors))
         function = self._library.wide if shape.kernel == 4 and shape.cl > 4 else self._library.direct
         if function(which, shape, call):
             raise MemoryError("no memory for a convolution")
+
+
+def _at(tensors: Mapping[str, Tensor | None]) -> dict[str, int | None]:
+    return {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
 
 
 def _last(x: Tensor) -> Tensor:
@@ -204,12 +277,17 @@ def _processor_flags() -> set[str]:
 def _check(kernels: Kernels) -> None:
     """One layer of each kind against torch's. RuntimeError if they differ: a compiler is not to be trusted blindly."""
     generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(5, 32, generator=generator), torch.randn(16, 32, generator=generator)
+    pairs = [(kernels.linear(x, weight, None, False, False), F.linear(x, weight))]
     for channels in (1, 16):
         weight = torch.randn(16, channels, 4, 4, generator=generator)
-        large, small = torch.randn(3, channels, 6, 6, generator=generator), torch.randn(3, 16, 3, 3, generator=generator)
-        pairs = [
+        large, small = (
+            torch.randn(3, channels, 6, 6, generator=generator),
+            torch.randn(3, 16, 3, 3, generator=generator),
+        )
+        pairs += [
             (kernels.forward(large, weight, None, False, False, False), F.conv2d(large, weight, None, 2, 1)),
             (kernels.forward(small, weight, None, True, False, False), F.conv_transpose2d(small, weight, None, 2, 1)),
         ]
-        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
-            raise RuntimeError("the compiled kernels do not compute what they should")
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
+        raise RuntimeError("the compiled kernels do not compute what they should")

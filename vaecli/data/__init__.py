@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from vaecli import output, registry
-from vaecli.paths import cache_dir, data_dir
 from vaecli.errors import ConfigError, InputError
+from vaecli.paths import cache_dir, data_dir
 
 if TYPE_CHECKING:
     from vaecli.batch import DataInfo

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 
 from vaecli.data._fetch import fetch
-from vaecli.paths import data_dir
 from vaecli.data.base import Bits, Bytes, DataConfig, Dataset, Holdout, assemble
 from vaecli.errors import InputError
+from vaecli.paths import data_dir
 
 TRAIN, TEST, SIDE = 60_000, 10_000, 28
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from vaecli import output
-from vaecli.paths import cache_dir, data_dir
 from vaecli.data.base import Bits, DataConfig, Dataset, Holdout, assemble, grid_labels
 from vaecli.errors import InputError
+from vaecli.paths import cache_dir, data_dir
 
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "posX": 32, "posY": 32}
 SIZE = math.prod(FACTORS.values())
