@@ -100,7 +100,7 @@ class _Product(torch.autograd.Function):
 
 
 class FastLinear(nn.Linear):
-    """`nn.Linear`, and the ReLU after it where `relu`, by our kernels or oneDNN: 1.3 to 20 times torch's default BLAS."""
+    """`nn.Linear`, and the ReLU after it where `relu`, by our kernels or by oneDNN, not by torch's default BLAS."""
 
     op: Any = None
     kernels: native.Kernels | None = None
@@ -108,9 +108,9 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.device.type != "cpu" or x.dtype == torch.float64 or self.weight.dtype == torch.float64:
-            out = super().forward(x)
-            return out.relu() if self.relu else out
-        out = _Product.apply(x, self.weight, self.bias, self)
+            plain = super().forward(x)
+            return plain.relu() if self.relu else plain
+        out: Tensor = _Product.apply(x, self.weight, self.bias, self)
         return out
 
 
@@ -118,14 +118,14 @@ class FastLinear(nn.Linear):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution, transposed or not, and the ReLU after it, if any: by our kernels where they fit, else the library's.
+    """A convolution, transposed or not, and the ReLU after it, if any: by our kernels where they fit, else by oneDNN.
 
     The library is asked for the two products only: its gradient of the bias, a sum of the output's gradient, costs as
     much as both when it comes with those of a transposed convolution; apart from them it is next to nothing.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Any:
         autocast = torch.is_autocast_enabled(x.device.type)
         kernels = layer.kernels
         if kernels and autocast:
@@ -247,8 +247,8 @@ def accelerate(model: nn.Module) -> list[str]:
     if parameters is None or parameters.device.type != "cpu":
         return []
     op = _onednn_linear()
-    linears = [m for m in model.modules() if type(m) in (nn.Linear, FastLinear)]
-    convolutions = [m for m in model.modules() if _usual(m)]
+    linears: list[Any] = [m for m in model.modules() if type(m) in (nn.Linear, FastLinear)]
+    convolutions: list[Any] = [m for m in model.modules() if _usual(m)]
     if op is None or not (linears or convolutions):
         return []
     kernels = native.load()

@@ -272,13 +272,18 @@ static void unpad(const Plan *p, const float *restrict padded, const float *rest
     for (long i = 0; i < 2 * p->s.h; i++) {
         const float *from = padded + (i + p->pad) * p->pitch + p->pad * cl;
         float *to = l + i * row;
-        if (!bias && !relu) memcpy(to, from, row * sizeof(float));
-        else
-            for (long j = 0; j < 2 * p->s.w; j++, to += cl, from += cl)
-                for (long e = 0; e < cl; e++) {
-                    const float y = from[e] + (bias ? bias[e] : 0);
-                    to[e] = relu && y < 0 ? 0 : y;
+        if (cl % VL == 0)
+            for (long j = 0; j < row; j += cl)
+                for (long e = 0; e < cl; e += VL) {
+                    vec y = LOAD(from + j + e);
+                    if (bias) y += LOAD(bias + e);
+                    STORE(to + j + e, relu ? unless(y < 0, y) : y);
                 }
+        else
+            for (long j = 0; j < row; j++) {
+                const float y = from[j] + (bias ? bias[cl == 1 ? 0 : j % cl] : 0);
+                to[j] = relu && y < 0 ? 0 : y;
+            }
     }
 }
 

@@ -374,7 +374,8 @@ def update(model: Model, config: RunConfig, state: TrainState, batch: Batch) -> 
 
     Raises NotFinite, with the weights as they were before the phase in which it happened.
     """
-    model.train()
+    if not model.training:
+        model.train()
     device.seed(config.seed, "step", state.step)
     hyper = model.hyper(state.step)
     logged: dict[str, float] = {}
