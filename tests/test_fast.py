@@ -12,7 +12,7 @@ from conftest import TINY, Result
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vaecli import fast, nets, registry
+from vaecli import fast, native, nets, registry
 from vaecli.batch import Batch, DataInfo
 
 NETS = {
@@ -25,6 +25,16 @@ NETS = {
     "mlp-tanh": (nets.MlpConfig(hidden=[30, 20], activation="tanh"), (1, 9, 7)),
     "resnet": (nets.ResnetConfig(width=4), (2, 13, 9)),
 }
+
+
+@pytest.fixture(params=["kernels", "onednn"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the compiled kernels, and as where they cannot be had."""
+    if request.param == "onednn":
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip(f"no compiled kernels here: {native.why_not}")
+    return str(request.param)
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, tuple[int, int, int]]:
@@ -46,7 +56,7 @@ def through(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_values_and_gradients_equal_plain_in_float64(name: str) -> None:
+def test_values_and_gradients_equal_plain_in_float64(name: str, kind: str) -> None:
     quick, exact, shape = pair(name)
     x = torch.rand(5, *shape).requires_grad_()
     exact_x = x.detach().double().requires_grad_()
@@ -58,15 +68,29 @@ def test_values_and_gradients_equal_plain_in_float64(name: str) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
     pairs = [(x, exact_x), *zip(quick.parameters(), exact.parameters(), strict=True)]
     for a, b in pairs:
-        scale = float(b.grad.abs().max())
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=3e-5 * scale)
+        # As a whole: where rounding turns one ReLU on or off, a few values differ by more (layers: test_native.py).
+        assert float((a.grad.double() - b.grad).norm()) < 1e-3 * float(b.grad.norm())
 
 
-def test_all_of_a_net_is_switched() -> None:
+def test_all_of_a_net_is_switched(kind: str) -> None:
     quick, _, _ = pair("burgess")
-    kinds = {type(m) for m in quick.modules() if list(m.parameters(recurse=False))}
-    assert kinds == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
-    assert all(m.inplace for m in quick.modules() if isinstance(m, nn.ReLU))
+    layers = [m for m in quick.modules() if list(m.parameters(recurse=False))]
+    assert {type(m) for m in layers} == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
+    assert all((m.kernels is None) == (kind == "onednn") for m in layers)
+    assert not any(isinstance(m, nn.ReLU) for m in quick.modules())
+    assert sum(m.relu for m in layers) == len(layers) - 2  # all but the two ends
+
+
+def test_the_kernels_are_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of the convolutional nets but the thinnest linear ones."""
+    calls = []
+    for name in ("forward", "backward", "linear", "linear_backward"):
+        real = getattr(native.Kernels, name)
+        monkeypatch.setattr(native.Kernels, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
+    quick, _, shape = pair("locatello")
+    through(quick, torch.rand(2, *shape))[1].sum().backward()
+    convolutions, linears = ["forward", "backward"] * 8, ["linear", "linear_backward"] * 2
+    assert sorted(calls) == (sorted(convolutions + linears) if kind == "kernels" else [])
 
 
 def test_other_convolutions_are_left_alone() -> None:
@@ -87,7 +111,7 @@ def test_other_convolutions_are_left_alone() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("bias", [True, False])
-def test_transposed_convolution(channels: int, bias: bool) -> None:
+def test_transposed_convolution(channels: int, bias: bool, kind: str) -> None:
     torch.manual_seed(0)
     plain = nn.ConvTranspose2d(6, channels, 4, stride=2, padding=1, bias=bias)
     quick = nn.Sequential(copy.deepcopy(plain))
@@ -97,24 +121,26 @@ def test_transposed_convolution(channels: int, bias: bool) -> None:
         torch.testing.assert_close(quick(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
-def test_second_derivatives() -> None:
+def test_second_derivatives(kind: str) -> None:
     """A gradient penalty through the fast layers equals that through the plain ones."""
     torch.manual_seed(0)
     plain = nn.Sequential(
-        nn.Conv2d(1, 3, 4, stride=2, padding=1),
-        nn.Tanh(),
-        nn.ConvTranspose2d(3, 1, 4, stride=2, padding=1),
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 1, 4, stride=2, padding=1),
         nn.Tanh(),
         nn.Flatten(),
-        nn.Linear(36, 5),
+        nn.Linear(64, 16),
+        nn.ReLU(),
+        nn.Linear(16, 16),
         nn.Tanh(),
-        nn.Linear(5, 1),
+        nn.Linear(16, 1),
     )
     quick = copy.deepcopy(plain)
     fast.accelerate(quick)
     found = []
     for model in (plain, quick):
-        x = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6).requires_grad_()
+        x = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8).requires_grad_()
         (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         gradient.square().sum().backward()
         found.append([x.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -128,7 +154,7 @@ def test_second_derivatives() -> None:
 
 @pytest.mark.skipif(not fast.supports_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
 @pytest.mark.parametrize("quick", [True, False])
-def test_bf16_is_near_fp32_and_only_in_training(quick: bool) -> None:
+def test_bf16_is_near_fp32_and_only_in_training(quick: bool, kind: str) -> None:
     section = {"name": "beta-vae", "net": {"name": "burgess"}, "beta": 4.0}
     module = registry.load("model", "beta-vae")
     torch.manual_seed(0)
@@ -145,11 +171,11 @@ def test_bf16_is_near_fp32_and_only_in_training(quick: bool) -> None:
             torch.manual_seed(1)
             terms = model.loss(batch, {"beta": 4.0})
             assert terms["loss"].dtype == torch.float32
-            found[precision, training] = terms["loss"].item()
+            found[precision, training] = terms["loss"].item(), terms["kl"].item()
             terms["loss"].backward()
             grads[precision, training] = torch.cat([p.grad.flatten() for p in model.parameters()])
     exact = found["fp32", True]
-    assert found["bf16", True] == pytest.approx(exact, rel=5e-3) and found["bf16", True] != exact
+    assert found["bf16", True] == pytest.approx(exact, rel=2e-2) and found["bf16", True] != exact
     assert found["bf16", False] == found["fp32", False] == exact
     cosine = torch.nn.functional.cosine_similarity(grads["bf16", True], grads["fp32", True], dim=0)
     assert float(cosine) > 0.995
