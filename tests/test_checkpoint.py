@@ -298,6 +298,17 @@ def test_seed_depends_on_every_key() -> None:
     torch.randn(9)
     device.seed(3, "step", 4)
     assert torch.equal(torch.randn(4), first)
+    torch.manual_seed(device.derive(3, "step", 4))
+    assert torch.equal(torch.randn(4), first)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only what is not there is put off")
+def test_seeding_leaves_nothing_behind() -> None:
+    """torch.manual_seed puts a call with a stack trace aside for each accelerator that is not there, every time."""
+    before = len(torch.cuda._queued_calls)
+    for step in range(10):
+        device.seed(0, "step", step)
+    assert len(torch.cuda._queued_calls) == before
 
 
 @pytest.mark.parametrize(
