@@ -554,6 +554,13 @@ static void pad(const Plan *p, const float *restrict l, const float *restrict ke
         else
             for (long e = 0; e < row; e++) to[e] = kept[i * row + e] <= 0 ? 0 : l[i * row + e];
         if (!sums) continue;
+        if (cl == 1) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long e = 0; e < row; e++) sum += to[e];
+            sums[0] += sum;
+            continue;
+        }
         float sum[cl];
         memset(sum, 0, sizeof sum);
         for (long j = 0; j < row; j += cl)
@@ -584,6 +591,7 @@ int direct(int pass, Shape shape, Call c) {
     const int one = piece == 4; /* all 16 rows of the outer product at once */
     Shared x = share(pass, &c, 0, width * cs, pass == DOWN_BACKWARD ? cs : cl);
     if (x.failed) return finish(&x, &c);
+#pragma omp parallel for schedule(static) num_threads(c.threads)
     for (long i = 0; i < cs; i++)
         for (long e = 0; e < width; e++) x.wf[e * cs + i] = c.w[i * width + e];
 #pragma omp parallel num_threads(c.threads)
@@ -647,12 +655,14 @@ int direct(int pass, Shape shape, Call c) {
             }
         free(padded), free(columns), free(masked);
     }
-    for (long i = 0; !x.failed && x.back && i < cs; i++)
-        for (long e = 0; e < width; e++) {
-            float sum = 0;
-            for (long t = 0; t < c.threads; t++) sum += x.parts[t * x.size + e * cs + i];
-            c.gw[i * width + e] = sum;
-        }
+    if (!x.failed && x.back)
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+        for (long i = 0; i < cs; i++)
+            for (long e = 0; e < width; e++) {
+                float sum = 0;
+                for (long t = 0; t < c.threads; t++) sum += x.parts[t * x.size + e * cs + i];
+                c.gw[i * width + e] = sum;
+            }
     return finish(&x, &c);
 }
 
