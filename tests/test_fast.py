@@ -149,6 +149,49 @@ def test_second_derivatives(kind: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.skipif(not fast.supports_bf16(torch.device("cpu")), reason="no bfloat16 arithmetic here")
+def test_second_derivatives_under_autocast(kind: str) -> None:
+    """The path through the weights must not get lost in a cast."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(256, 16), nn.Tanh()
+    )
+    quick = copy.deepcopy(plain)
+    fast.accelerate(quick)
+    found = []
+    for model in (plain, quick):
+        x = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x)
+        (gradient,) = torch.autograd.grad(out.float().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
+
+
+def test_a_layer_used_twice_keeps_its_relu_apart(kind: str) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(16, 16)
+    plain = nn.ModuleList([nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared)])
+    quick = copy.deepcopy(plain)
+    fast.accelerate(quick)
+    x = torch.randn(4, 16)
+    for a, b in zip(plain, quick, strict=True):
+        torch.testing.assert_close(a(x), b(x))
+
+
+def test_a_switched_model_can_be_copied_and_takes_odd_inputs(kind: str) -> None:
+    quick, exact, shape = pair("burgess")
+    again = copy.deepcopy(quick)
+    x = torch.rand(2, *shape)
+    assert torch.equal(again[0](x), quick[0](x))
+    assert quick[0](x[:0]).shape == (0, 10)
+    convolution = quick[0][0]
+    torch.testing.assert_close(convolution(x[0]), convolution(x)[0], rtol=1e-4, atol=1e-5)
+    quick.double()
+    torch.testing.assert_close(quick[0](x.double()), exact[0](x.double()))
+
+
 # ---- precision
 
 

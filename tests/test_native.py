@@ -58,7 +58,7 @@ def convolution(
     x = last(torch.randn(n, small, h, w) if transposed else torch.randn(n, large, 2 * h, 2 * w))
     weight = last(torch.randn(small, large, kernel, kernel))
     bias = torch.randn(large if transposed else small)
-    assert kernels.fits(x, weight, transposed)
+    assert (kernels.fits_transposed if transposed else kernels.fits)(x, weight, bias)
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
     out = (F.conv_transpose2d if transposed else F.conv2d)(*exact, stride=2, padding=(kernel - 2) // 2)
     if relu:
@@ -208,12 +208,60 @@ def test_a_folder_others_can_write_to_is_not_used(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path))
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels").chmod(0o777)
-    with pytest.raises(RuntimeError, match="others can write"):
+    with pytest.raises(RuntimeError, match="can write to it"):
         native._library()
 
 
 @needs_kernels
 def test_a_miscompiled_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KERNELS, "linear", lambda *a: torch.zeros(5, 16), raising=False)
+    real = native.Kernels.backward
+
+    def wrong(self: native.Kernels, *arguments: object) -> object:
+        grad_x, grad_weight, grad_bias = real(self, *arguments)
+        return grad_x, grad_weight * 1.1, grad_bias
+
+    monkeypatch.setattr(native.Kernels, "backward", wrong)
     with pytest.raises(RuntimeError, match="do not compute"):
         native._check(KERNELS)
+
+
+@needs_kernels
+@pytest.mark.parametrize("content", [b"", b"no library"], ids=["empty", "text"])
+def test_a_damaged_library_is_built_again(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path))
+    native._library().write_bytes(content)
+    assert native.load.__wrapped__() is not None, native.why_not
+
+
+@needs_kernels
+def test_no_error_of_building_ends_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for compiler in ("gcc '", "true", "false", str(tmp_path), "no-such-compiler"):
+        monkeypatch.setenv("CC", compiler)
+        assert native.load.__wrapped__() is None and native.why_not
+
+
+@needs_kernels
+def test_what_does_not_fit_is_not_taken() -> None:
+    x, weight, bias = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4), torch.randn(16)
+    fits = KERNELS.fits
+    assert fits(x, weight, bias) and fits(x, weight, None)
+    assert not fits(x.double(), weight, bias) and not fits(x, weight, bias.double())
+    assert not fits(x.to("meta"), weight, bias) and not fits(x[:0], weight, bias)
+    assert not fits(x[:, :, :3], weight, bias) and not fits(x, weight[:8], bias)
+    assert not KERNELS.fits_linear(torch.randn(3, 17), torch.randn(16, 17), None)
+    strided = torch.randn(32)[::2]
+    expected = F.conv2d(x.double(), weight.double(), strided.double(), 2, 1)
+    assert error(KERNELS.forward(x, weight, strided, False, False, False), expected) < 5e-6
+
+
+@needs_kernels
+def test_they_do_not_depend_on_torch_s_defaults() -> None:
+    x, weight = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        out = KERNELS.forward(x, weight, None, False, False, False)
+        gradients = KERNELS.backward(out, x, None, weight, False, False, True, True)
+        assert native.load.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in (out, *gradients)} == {torch.float32}

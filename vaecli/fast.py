@@ -7,6 +7,8 @@ the plain path, which is the reference.
 
 import ctypes
 import sys
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -62,41 +64,37 @@ def _onednn_linear() -> Any:
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b, and the ReLU after it, if any: by our kernels where they fit, else all three products by oneDNN."""
+    """x W' + b, and the ReLU after it, if any: by `kernels`, or all three products by oneDNN."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Any:
-        autocast = torch.is_autocast_enabled(x.device.type)
-        kernels = layer.kernels
-        if kernels and autocast:
-            x = x.float()  # ours round inside
-        if kernels and kernels.fits_linear(x, weight):
-            out = kernels.linear(x, weight, bias, layer.relu, autocast)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, kernels: native.Kernels | None, bf16: bool
+    ) -> Any:
+        if kernels:
+            out = kernels.linear(x, weight, bias, layer.relu, bf16)
         else:
-            kernels = None
-            x, weight, bias = _autocast(x, weight, bias)
             out = layer.op(x, weight, bias, "none", [], "")
             if layer.relu:
                 out.relu_()
         ctx.save_for_backward(x, weight, out if layer.relu else None)
-        ctx.layer, ctx.has_bias, ctx.kernels, ctx.autocast = layer, bias is not None, kernels, autocast
+        ctx.layer, ctx.kernels, ctx.bf16 = layer, kernels, bf16
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, kept = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         if ctx.kernels and not torch.is_grad_enabled():
-            return *ctx.kernels.linear_backward(grad, x, kept, weight, ctx.autocast, wants_x, wants_bias), None
+            return *ctx.kernels.linear_backward(grad, x, kept, weight, ctx.bf16, wants_x, wants_bias), None, None, None
         if kept is not None:
             grad = torch.ops.aten.threshold_backward(grad, kept, 0)
-        grad_bias = grad.sum(0) if ctx.has_bias else None
+        grad_bias = grad.sum(0) if wants_bias else None
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain products, which have one
-            return grad @ weight, grad.t() @ x, grad_bias, None
+            return grad @ weight, grad.t() @ x, grad_bias, None, None, None
         op = ctx.layer.op
         grad_x = op(grad, weight.t(), None, "none", [], "") if wants_x else None
         grad_weight = op(grad.t(), x.t(), None, "none", [], "") if wants_weight else None
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 class FastLinear(nn.Linear):
@@ -107,10 +105,11 @@ class FastLinear(nn.Linear):
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 2 or x.device.type != "cpu" or x.dtype == torch.float64 or self.weight.dtype == torch.float64:
+        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits_linear)
+        if kernels is None and (x.dim() != 2 or x.numel() == 0 or not _for_onednn(x, weight)):
             plain = super().forward(x)
             return plain.relu() if self.relu else plain
-        out: Tensor = _Product.apply(x, self.weight, self.bias, self)
+        out: Tensor = _Product.apply(x, weight, bias, self, kernels, bf16)
         return out
 
 
@@ -118,49 +117,44 @@ class FastLinear(nn.Linear):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution, transposed or not, and the ReLU after it, if any: by our kernels where they fit, else by oneDNN.
+    """A convolution, transposed or not, and the ReLU after it, if any: by `kernels`, or by oneDNN.
 
     The library is asked for the two products only: its gradient of the bias, a sum of the output's gradient, costs as
     much as both when it comes with those of a transposed convolution; apart from them it is next to nothing.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Any:
-        autocast = torch.is_autocast_enabled(x.device.type)
-        kernels = layer.kernels
-        if kernels and autocast:
-            x = x.float()  # ours round inside
-        if kernels and kernels.fits(x, weight, layer.transposed):
-            out = kernels.forward(x, weight, bias, layer.transposed, layer.relu, autocast)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, kernels: native.Kernels | None, bf16: bool
+    ) -> Any:
+        if kernels:
+            out = kernels.forward(x, weight, bias, layer.transposed, layer.relu, bf16)
         else:
-            kernels = None
-            x, weight, bias = _autocast(x, weight, bias)
             out = _by_library(x, weight, bias, layer)
             if layer.relu:
                 out.relu_()
         ctx.save_for_backward(x, weight, out if layer.relu else None)
-        ctx.layer, ctx.has_bias, ctx.kernels, ctx.autocast = layer, bias is not None, kernels, autocast
+        ctx.layer, ctx.kernels, ctx.bf16 = layer, kernels, bf16
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, kept = ctx.saved_tensors
         layer = ctx.layer
-        wants_x, _, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         if ctx.kernels and not torch.is_grad_enabled():
-            return *ctx.kernels.backward(
-                grad, x, kept, weight, layer.transposed, ctx.autocast, wants_x, wants_bias
-            ), None
+            found = ctx.kernels.backward(grad, x, kept, weight, layer.transposed, ctx.bf16, wants_x, wants_bias)
+            return *found, None, None, None
         if x.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous(memory_format=torch.channels_last)
         if kept is not None:
             grad = torch.ops.aten.threshold_backward(grad, kept, 0)
         settings = (layer.stride, layer.padding, layer.dilation, layer.transposed, [0, 0], 1)
-        wanted = [wants_x, True, False]
+        wanted = [wants_x, wants_weight, False]
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, wanted)
         # Image by image first: one pass over the memory, and short sums keep their digits in bfloat16.
-        grad_bias = grad.sum((2, 3), dtype=torch.float32).sum(0) if ctx.has_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        grad_bias = grad.sum((2, 3), dtype=torch.float32).sum(0).to(grad.dtype) if wants_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
@@ -196,7 +190,11 @@ class FastConv2d(nn.Conv2d):
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Convolution.apply(x, self.weight, self.bias, self)
+        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits)
+        if x.dim() != 4 or x.numel() == 0:
+            plain = super().forward(x)
+            return plain.relu() if self.relu else plain
+        out: Tensor = _Convolution.apply(x, weight, bias, self, kernels, bf16)
         return out
 
 
@@ -207,16 +205,38 @@ class FastConvTranspose2d(nn.ConvTranspose2d):
     relu = False
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        out: Tensor = _Convolution.apply(x, self.weight, self.bias, self)
+        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits_transposed)
+        if x.dim() != 4 or x.numel() == 0:
+            plain = super().forward(x)
+            return plain.relu() if self.relu else plain
+        out: Tensor = _Convolution.apply(x, weight, bias, self, kernels, bf16)
         return out
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast does to a plain layer's inputs; it does not look into a Function of ours."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+def _prepared(
+    x: Tensor, layer: Any, fits: Callable[[Tensor, Tensor, Tensor | None], bool]
+) -> tuple[Tensor, Tensor, Tensor | None, native.Kernels | None, bool]:
+    """Input, weight and bias as the layer takes them, the kernels if they fit, and whether bfloat16 is asked for.
+
+    Autocast does not look into a Function of ours, and autograd does not see a cast within one: so both are done here.
+    """
+    weight, bias, kernels = layer.weight, layer.bias, layer.kernels
+    dtype = None
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        if kernels and not (kernels.has_bf16 and dtype == torch.bfloat16):
+            kernels = None
+    if kernels:
+        whole = x if dtype is None else x.float()  # the kernels round by themselves, inside
+        if fits(whole, weight, bias):
+            return whole, weight, bias, kernels, dtype is not None
+    if dtype is not None:
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return x, weight, bias, None, False
+
+
+def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == weight.dtype != torch.float64
 
 
 def _usual(layer: nn.Module) -> bool:
@@ -242,7 +262,10 @@ def _halving(layer: nn.Module) -> bool:
 
 
 def accelerate(model: nn.Module) -> list[str]:
-    """Switch a model on the CPU to the faster pieces that work here; says which."""
+    """Switch a model on the CPU to the faster pieces that work here; says which.
+
+    A layer with a ReLU after it in a Sequential takes that in: called by itself, it gives what comes after the ReLU.
+    """
     parameters = next(model.parameters(), None)
     if parameters is None or parameters.device.type != "cpu":
         return []
@@ -261,10 +284,13 @@ def accelerate(model: nn.Module) -> list[str]:
         convolution.kernels = kernels if _halving(convolution) else None
     if convolutions:
         model.to(memory_format=torch.channels_last)
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for sequence in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-        for i, (layer, after) in enumerate(pairwise(sequence), start=1):
-            if type(after) is nn.ReLU and isinstance(layer, (FastLinear, FastConv2d, FastConvTranspose2d)):
-                layer.relu, sequence[i] = True, nn.Identity()  # one pass less over the memory
+        for i, (layer, after) in enumerate(pairwise(list(sequence)), start=1):
+            # One pass less over the memory; a layer that is used elsewhere too may have no ReLU there.
+            if layer in (*linears, *convolutions) and type(after) is nn.ReLU and uses[layer] == 1:
+                fused: Any = layer
+                fused.relu, sequence[i] = True, nn.Identity()
     if kernels is None:
         return [f"oneDNN ({native.why_not})"]
     return ["compiled kernels"]

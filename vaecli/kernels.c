@@ -1,6 +1,7 @@
-/* Convolutions with kernel 4, stride 2, padding 1, and their transposes, on float32 images with channels last.
+/* Convolutions with kernel 4, stride 2, padding 1 (or kernel 2 and none), their transposes, and linear layers, forward
+ * and backward, on float32 images with channels last.
  *
- * Both kinds join a large image l (2h x 2w, Cl channels) and a small one s (h x w, Cs channels) by the same weights
+ * Both kinds of convolutions join a large image l (2h x 2w, Cl channels) and a small one s (h x w, Cs channels) by the same weights
  * W[Cs][4][4][Cl]: `down` makes s of l (a convolution), `up` makes l of s (its transpose), and the gradients of each
  * are the other one and the outer product of the two images. With 2 x 2 blocks of l's pixels, l padded by one, taken
  * as 4 Cl channels, it is a 2 x 2 convolution of stride 1, and Winograd's minimal filtering F(2 x 2, 2 x 2) does that
@@ -308,7 +309,7 @@ INLINE void blocks_in(const int bf16, const Plan *p, const float *l, const float
                             for (int b = 0; b < 3; b++) {
                                 const long row = y + 2 * a, column = x + 2 * b, at = (row * width + column) * cl + e;
                                 d[a][b] = (vec){0};
-                                if (a < 2 && b < 2) { /* what the tile below will want, or the next image */
+                                if (a < 2 && b < 2) { /* what the tile below will want, or the next image, if any */
                                     __builtin_prefetch(l + at + 4 * width * cl);
                                     if (kept) __builtin_prefetch(kept + at + 4 * width * cl);
                                 }
@@ -456,6 +457,7 @@ int wide(int pass, Shape shape, Call c) {
     const Plan plan_ = plan(shape), *p = &plan_;
     const long k = p->k, cs = shape.cs, small = shape.h * shape.w * cs, large = shape.h * shape.w * k;
     const long groups = (shape.n + p->group - 1) / p->group;
+    if (c.threads > groups) c.threads = groups;
     Shared x = share(pass, &c, 9 * cs * k, 9 * cs * k, pass == DOWN_BACKWARD ? cs : shape.cl);
     if (x.failed) return finish(&x, &c);
 #pragma omp parallel num_threads(c.threads)
@@ -589,6 +591,7 @@ int direct(int pass, Shape shape, Call c) {
     const long small = h * w * cs, large = 4 * h * w * cl, pad_ = (kernel - 2) / 2;
     const Plan plan_ = {.s = shape, .pitch = 2 * (w + pad_) * cl, .rows = 2 * (h + pad_), .pad = pad_}, *p = &plan_;
     const int one = piece == 4; /* all 16 rows of the outer product at once */
+    if (c.threads > shape.n) c.threads = shape.n;
     Shared x = share(pass, &c, 0, width * cs, pass == DOWN_BACKWARD ? cs : cl);
     if (x.failed) return finish(&x, &c);
 #pragma omp parallel for schedule(static) num_threads(c.threads)
