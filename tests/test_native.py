@@ -169,6 +169,12 @@ def test_the_same_numbers_again() -> None:
 # ---- building
 
 
+def test_they_are_there_where_they_can_be() -> None:
+    """A kernel that fails its check must fail here, not skip every test above."""
+    reasons = ("written for", "has no AVX2", "no C compiler", "is clang")
+    assert KERNELS is not None or any(reason in str(native.why_not) for reason in reasons), native.why_not
+
+
 @needs_kernels
 def test_without_the_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """What processors without AVX-512 get."""
