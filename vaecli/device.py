@@ -49,8 +49,8 @@ def seed(*keys: int | str) -> None:
     resuming, or evaluating in between, cannot change it.
     """
     number = derive(*keys)
-    # torch.manual_seed gives the same numbers, but keeps a stack trace for every accelerator that is not there: over a
-    # millisecond each time, and memory that grows for as long as training runs.
+    # torch.manual_seed gives the same numbers, but writes down a stack trace for every accelerator that is not there:
+    # over a millisecond, each time.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
