@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -476,3 +477,14 @@ SMALL_STOP = [
     "model.net={name: mlp, hidden: [4]}",
     "train={steps: 30, batch_size: 8, eval_every: 15, save_every: 30, keep: 5}",
 ]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "rmsprop", "sgd"])
+def test_training_imports_no_compiler(optimizer: str, tmp_path: Path) -> None:
+    """torch's optimizers would import its compiler: more than a second before the first step, and 120 MB."""
+    code = "import sys; from vaecli import cli; sys.argv[0] = 'vae'\ntry: cli.main()\n"
+    code += "finally: print('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
+    arguments = ["train", *TINY, "--steps", "3", "-S", f"optim={{name: {optimizer}, lr: 0.001}}", "-q"]
+    program = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.endswith("False\n"), done.stdout + done.stderr
