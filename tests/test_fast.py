@@ -78,21 +78,33 @@ def test_all_of_a_net_is_switched(kind: str) -> None:
     quick, _, _ = pair("burgess")
     layers = [m for m in quick.modules() if list(m.parameters(recurse=False))]
     assert {type(m) for m in layers} == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
-    assert all((m.kernels is None) == (kind == "onednn") for m in layers)
+    assert all((m.alone is None) == (kind == "onednn") for m in layers)
     assert not any(isinstance(m, nn.ReLU) for m in quick.modules())
     assert sum(m.relu for m in layers) == len(layers) - 2  # all but the two ends
 
 
-def test_the_kernels_are_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layer of the convolutional nets but the thinnest linear ones."""
-    calls = []
-    for name in ("forward", "backward", "linear", "linear_backward"):
-        real = getattr(native.Kernels, name)
-        monkeypatch.setattr(native.Kernels, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
-    quick, _, shape = pair("locatello")
-    through(quick, torch.rand(2, *shape))[1].sum().backward()
-    convolutions, linears = ["forward", "backward"] * 8, ["linear", "linear_backward"] * 2
-    assert sorted(calls) == (sorted(convolutions + linears) if kind == "kernels" else [])
+@pytest.mark.parametrize(("name", "calls"), [("locatello", 1), ("burgess", 1), ("higgins-fc", 4), ("mlp-tanh", 3)])
+def test_the_kernels_are_used(name: str, calls: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole net is one call each way; a tanh parts it."""
+    made = []
+    for way in ("forward", "backward"):
+        real = getattr(native.Kernels, way)
+        monkeypatch.setattr(native.Kernels, way, lambda *a, real=real, way=way: made.append(way) or real(*a))
+    quick, _, _ = pair(name)
+    quick[1](torch.randn(2, 5)).sum().backward()
+    assert sorted(made) == (["backward"] * calls + ["forward"] * calls if kind == "kernels" else [])
+
+
+def test_a_row_that_does_not_fit_goes_layer_by_layer(kind: str) -> None:
+    """Here the second of two convolutions meets an odd size."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 4, 2, 1), nn.ReLU(), nn.Flatten())
+    quick = copy.deepcopy(plain)
+    fast.accelerate(quick)
+    for size in (8, 14, 8):
+        x = torch.randn(3, 1, size, size)
+        torch.testing.assert_close(quick(x), plain(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(quick[:2](x), plain[:2](x), rtol=1e-4, atol=1e-5)
 
 
 def test_other_convolutions_are_left_alone() -> None:

@@ -1,16 +1,19 @@
 """The compiled kernels, layer by layer against torch's layers in float64, and how they are built."""
 
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaecli import native
 
@@ -49,28 +52,61 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def layer(
+    kernels: native.Kernels,
+    kind: type[nn.Module],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    bf16: bool = False,
+) -> Tensor:
+    """What one layer puts out."""
+    plan = kernels.plan([(kind, tuple(weight.shape), relu)], tuple(x.shape))
+    assert plan is not None
+    return kernels.forward(plan, x, [(weight, bias)], bf16)[0]
+
+
+def errors(
+    kernels: native.Kernels,
+    kind: type[nn.Module],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    plain: Callable[..., Tensor],
+    relu: bool,
+    bf16: bool,
+) -> list[float]:
+    """Errors of one layer's output and gradients by input, weight and bias, against float64."""
+    plan = kernels.plan([(kind, tuple(weight.shape), relu)], tuple(x.shape))
+    assert plan is not None
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    out = plain(*exact)
+    if relu:
+        out = out.relu()
+    grad = torch.randn(out.shape)
+    out.backward(grad.double())
+    found, between = kernels.forward(plan, x, [(weight, bias)], bf16)
+    kept = out.detach().float() if relu else found  # the exact one, so that both mask the same
+    grad_x, [gradients] = kernels.backward(
+        plan, grad, x, native._last(kept), between, [(weight, bias)], bf16, wants_x=True
+    )
+    assert found.shape == out.shape and grad_x.shape == x.shape
+    wanted = [out.detach(), *(t.grad for t in exact)]
+    return [error(a, b) for a, b in zip([found, grad_x, *gradients], wanted, strict=True)]
+
+
 def convolution(
     kernels: native.Kernels, shape: tuple[int, ...], transposed: bool, relu: bool, bf16: bool
 ) -> list[float]:
-    """Errors of output and gradients by input, weight and bias."""
     torch.manual_seed(0)
     n, h, w, small, large, kernel = shape
     x = last(torch.randn(n, small, h, w) if transposed else torch.randn(n, large, 2 * h, 2 * w))
     weight = last(torch.randn(small, large, kernel, kernel))
     bias = torch.randn(large if transposed else small)
-    assert (kernels.fits_transposed if transposed else kernels.fits)(x, weight, bias)
-    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
-    out = (F.conv_transpose2d if transposed else F.conv2d)(*exact, stride=2, padding=(kernel - 2) // 2)
-    if relu:
-        out = out.relu()
-    grad = last(torch.randn(out.shape))
-    out.backward(grad.double())
-    found = kernels.forward(x, weight, bias, transposed, relu, bf16)
-    kept = out.detach().float() if relu else None  # the exact one, so that both mask the same
-    gradients = kernels.backward(grad, x, kept, weight, transposed, bf16, True, True)
-    assert found.shape == out.shape and gradients[0].shape == x.shape
-    wanted = [out.detach(), *(t.grad for t in exact)]
-    return [error(a, b) for a, b in zip([found, *gradients], wanted, strict=True)]
+    kind: type[nn.Module] = nn.ConvTranspose2d if transposed else nn.Conv2d
+    plain = partial(F.conv_transpose2d if transposed else F.conv2d, stride=2, padding=(kernel - 2) // 2)
+    return errors(kernels, kind, x, weight, bias, plain, relu, bf16)
 
 
 @needs_kernels
@@ -94,7 +130,9 @@ def test_convolutions_in_bf16_are_near(shape: tuple[int, ...], transposed: bool,
 
 
 @needs_kernels
-@pytest.mark.parametrize("sizes", [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200), (64, 20, 256), (5, 1, 7)], ids=str
+)
 @pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_linear_layers_equal_those_in_float64(
@@ -104,36 +142,78 @@ def test_linear_layers_equal_those_in_float64(
         pytest.skip("no bfloat16 arithmetic here")
     torch.manual_seed(0)
     m, n, k = sizes
-    x, weight, bias, grad = torch.randn(m, k), torch.randn(n, k), torch.randn(n), torch.randn(m, n)
-    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
-    out = F.linear(*exact)
-    if relu:
-        out = out.relu()
-    out.backward(grad.double())
-    found = KERNELS.linear(x, weight, bias, relu, bf16)
-    kept = out.detach().float() if relu else None
-    gradients = KERNELS.linear_backward(grad, x, kept, weight, bf16, True, True)
-    errors = [error(a, b) for a, b in zip([found, *gradients], [out.detach(), *(t.grad for t in exact)], strict=True)]
-    assert max(errors) < (2e-2 if bf16 else 5e-6)
-    assert errors[3] < 5e-6 and (not bf16 or min(errors[:3]) > 1e-4)
+    found = errors(KERNELS, nn.Linear, torch.randn(m, k), torch.randn(n, k), torch.randn(n), F.linear, relu, bf16)
+    assert max(found) < (2e-2 if bf16 else 5e-6)
+    assert found[3] < 5e-6 and (not bf16 or min(found[:3]) > 1e-4)
 
 
 @needs_kernels
-def test_what_is_not_wanted_is_not_computed() -> None:
-    x, weight = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4)
-    grad_x, grad_weight, grad_bias = KERNELS.backward(
-        torch.randn(2, 16, 2, 2), x, None, weight, False, False, False, False
-    )
-    assert grad_x is None and grad_bias is None and grad_weight.shape == weight.shape
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_images_that_are_mostly_black(share: float, bf16: bool, threads: int) -> None:
+    """Few of their vectors are not 0 (or, with the last, too many to go from one to the next)."""
+    torch.manual_seed(0)
+    x = torch.randn(37, 20, 16) * (torch.rand(37, 20, 1) < share)
+    x[0, 0, 3], x[1] = 1.0, 0.0
+    weight, bias = torch.randn(48, 320), torch.randn(48)
+    for relu in (False, True):
+        found = errors(KERNELS, nn.Linear, x.flatten(1), weight, bias, F.linear, relu, bf16)
+        assert max(found) < (2e-2 if bf16 else 5e-6)
+    x[5, 2, 7] = float("nan")
+    out = layer(KERNELS, nn.Linear, x.flatten(1), weight, bias)
+    assert out[5].isnan().all() and out[:5].isfinite().all()
+
+
+ROW: list[native.Spec] = [
+    (nn.Conv2d, (16, 1, 4, 4), True),
+    (nn.Conv2d, (32, 16, 4, 4), True),
+    (nn.Flatten, (), False),
+    (nn.Linear, (20, 32 * 4 * 3), True),
+    (nn.Linear, (32 * 4 * 3, 20), False),
+    (nn.Unflatten, (32, 4, 3), False),
+    (nn.ConvTranspose2d, (32, 16, 4, 4), True),
+    (nn.ConvTranspose2d, (16, 3, 4, 4), False),
+]
+
+
+@needs_kernels
+def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 1, 16, 12)
+    shapes = [(kind, shape) for kind, shape, _ in ROW if len(shape) in (2, 4)]
+    weights = [torch.randn(shape) / math.prod(shape[1:]) ** 0.5 for _, shape in shapes]
+    biases = [torch.randn(s[1] if kind is nn.ConvTranspose2d else s[0]) for kind, s in shapes]
+    exact = [t.double().requires_grad_() for t in (x, *weights, *biases)]
+    y, given = exact[0], iter(zip(exact[1:7], exact[7:], strict=True))
+    for kind, shape, relu in ROW:
+        if kind is nn.Flatten:
+            y = y.flatten(1)
+        elif kind is nn.Unflatten:
+            y = y.unflatten(1, shape)
+        elif kind is nn.Linear:
+            y = F.linear(y, *next(given))
+        else:
+            y = (F.conv2d if kind is nn.Conv2d else F.conv_transpose2d)(y, *next(given), stride=2, padding=1)
+        y = y.relu() if relu else y
+    grad = torch.randn(y.shape)
+    y.backward(grad.double())
+    plan = KERNELS.plan(ROW, tuple(x.shape))
+    pairs = list(zip(weights, biases, strict=True))
+    out, between = KERNELS.forward(plan, x, pairs, False)
+    grad_x, gradients = KERNELS.backward(plan, grad, x, out, between, pairs, False, True)
+    assert error(out, y.detach()) < 5e-6
+    for a, b in zip([grad_x, *(g for pair in zip(*gradients, strict=True) for g in pair)], exact, strict=True):
+        assert a.shape == b.shape and float((a - b.grad).norm() / b.grad.norm()) < 5e-6
+    assert KERNELS.backward(plan, grad, x, out, between, pairs, False, False)[0] is None
 
 
 @needs_kernels
 def test_nan_goes_through() -> None:
     """A value that is no number must not be hidden by a ReLU: training looks for it to stop."""
     x, weight = torch.full((1, 16, 4, 4), float("nan")), torch.randn(16, 16, 4, 4)
-    assert KERNELS.forward(x, weight, None, False, True, False).isnan().all()
-    assert KERNELS.forward(x, weight, None, True, True, False).isnan().all()
-    assert KERNELS.linear(torch.full((1, 16), float("nan")), torch.randn(16, 16), None, True, False).isnan().all()
+    for kind in (nn.Conv2d, nn.ConvTranspose2d):
+        assert layer(KERNELS, kind, x, weight, relu=True).isnan().all()
+    assert layer(KERNELS, nn.Linear, torch.full((1, 16), float("nan")), torch.randn(16, 16), relu=True).isnan().all()
 
 
 @needs_kernels
@@ -144,26 +224,31 @@ def test_other_memory_layouts() -> None:
     expected = F.conv2d(x.double(), weight.double(), stride=2, padding=1)
     for a in (x, last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
         for b in (weight, last(weight)):
-            assert error(KERNELS.forward(a, b, None, False, False, False), expected) < 5e-6
+            assert error(layer(KERNELS, nn.Conv2d, a, b), expected) < 5e-6
     one = torch.randn(3, 1, 6, 6)  # one channel: torch calls several layouts contiguous
     for a in (one, last(one), one.expand(3, 2, 6, 6)[:, :1]):
         b = torch.randn(16, 1, 4, 4)
-        assert (
-            error(KERNELS.forward(a, b, None, False, False, False), F.conv2d(a.double(), b.double(), None, 2, 1)) < 5e-6
-        )
+        assert error(layer(KERNELS, nn.Conv2d, a, b), F.conv2d(a.double(), b.double(), None, 2, 1)) < 5e-6
+    strided = torch.randn(64)[::2]
+    expected = F.conv2d(x.double(), weight.double(), strided.double(), 2, 1)
+    assert error(layer(KERNELS, nn.Conv2d, x, weight, strided), expected) < 5e-6
 
 
 @needs_kernels
 def test_the_same_numbers_again() -> None:
     torch.manual_seed(0)
     x, weight, grad = torch.randn(7, 32, 16, 16), torch.randn(32, 32, 4, 4), torch.randn(7, 32, 8, 8)
+    plan = KERNELS.plan([(nn.Conv2d, (32, 32, 4, 4), False)], tuple(x.shape))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        runs = [KERNELS.backward(grad, x, None, weight, False, False, True, True) for _ in range(3)]
+        out, between = KERNELS.forward(plan, x, [(weight, None)], False)
+        runs = [KERNELS.backward(plan, grad, x, out, between, [(weight, None)], False, True) for _ in range(3)]
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+    assert runs[0][1][0][1] is None  # no bias, no gradient of it
+    for grad_x, [(grad_weight, _)] in runs[1:]:
+        assert torch.equal(grad_x, runs[0][0]) and torch.equal(grad_weight, runs[0][1][0][0])
 
 
 # ---- building
@@ -184,8 +269,10 @@ def test_without_the_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     for shape in (SHAPES[1], SHAPES[2], SHAPES[7], SHAPES[10]):
         for transposed in (False, True):
             assert max(convolution(narrow, shape, transposed, relu=True, bf16=False)) < 5e-6
-    x, weight = torch.randn(5, 48), torch.randn(32, 48)
-    assert error(narrow.linear(x, weight, None, False, False), F.linear(x.double(), weight.double())) < 5e-6
+    x = torch.randn(5, 4, 48)
+    for rows in (x.flatten(1), (x * (torch.rand(5, 4, 1) < 0.2)).flatten(1)):
+        weight, bias = torch.randn(32, 192), torch.randn(32)
+        assert max(errors(narrow, nn.Linear, rows, weight, bias, F.linear, relu=True, bf16=False)) < 5e-6
 
 
 @needs_kernels
@@ -222,9 +309,9 @@ def test_a_folder_others_can_write_to_is_not_used(monkeypatch: pytest.MonkeyPatc
 def test_a_miscompiled_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = native.Kernels.backward
 
-    def wrong(self: native.Kernels, *arguments: object) -> object:
-        grad_x, grad_weight, grad_bias = real(self, *arguments)
-        return grad_x, grad_weight * 1.1, grad_bias
+    def wrong(self: native.Kernels, *arguments: Any) -> Any:
+        grad_x, [(grad_weight, grad_bias)] = real(self, *arguments)
+        return grad_x, [(grad_weight * 1.1, grad_bias)]
 
     monkeypatch.setattr(native.Kernels, "backward", wrong)
     with pytest.raises(RuntimeError, match="do not compute"):
@@ -248,26 +335,27 @@ def test_no_error_of_building_ends_training(monkeypatch: pytest.MonkeyPatch, tmp
 
 @needs_kernels
 def test_what_does_not_fit_is_not_taken() -> None:
-    x, weight, bias = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4), torch.randn(16)
-    fits = KERNELS.fits
-    assert fits(x, weight, bias) and fits(x, weight, None)
-    assert not fits(x.double(), weight, bias) and not fits(x, weight, bias.double())
-    assert not fits(x.to("meta"), weight, bias) and not fits(x[:0], weight, bias)
-    assert not fits(x[:, :, :3], weight, bias) and not fits(x, weight[:8], bias)
-    assert not KERNELS.fits_linear(torch.randn(3, 17), torch.randn(16, 17), None)
-    strided = torch.randn(32)[::2]
-    expected = F.conv2d(x.double(), weight.double(), strided.double(), 2, 1)
-    assert error(KERNELS.forward(x, weight, strided, False, False, False), expected) < 5e-6
+    def fits(*shape: int, kind: type[nn.Module] = nn.Conv2d, weight: tuple[int, ...] = (16, 16, 4, 4)) -> bool:
+        return KERNELS.plan([(kind, weight, False)], shape) is not None
+
+    assert fits(2, 16, 4, 4) and fits(2, 16, 4, 4, kind=nn.ConvTranspose2d)
+    assert not fits(0, 16, 4, 4) and not fits(2, 16, 3, 4) and not fits(2, 8, 4, 4) and not fits(16, 4, 4)
+    assert not fits(2, 16, 4, 4, weight=(8, 16, 4, 4)) and not fits(2, 5, 4, 4, weight=(16, 5, 4, 4))
+    assert fits(3, 17, kind=nn.Linear, weight=(5, 17)) and not fits(3, 16, kind=nn.Linear, weight=(5, 17))
+    assert not fits(3, 2, 17, kind=nn.Linear, weight=(5, 17))
+    assert KERNELS.plan([ROW[3], ROW[5]], (2, 384)) is None  # 20 values are no image of 32 x 4 x 3
+    assert KERNELS.plan([ROW[2]], (2, 3)) is None
 
 
 @needs_kernels
 def test_they_do_not_depend_on_torch_s_defaults() -> None:
     x, weight = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4)
+    plan = KERNELS.plan([(nn.Conv2d, (16, 16, 4, 4), False)], tuple(x.shape))
     torch.set_default_dtype(torch.float64)
     try:
-        out = KERNELS.forward(x, weight, None, False, False, False)
-        gradients = KERNELS.backward(out, x, None, weight, False, False, True, True)
+        out, between = KERNELS.forward(plan, x, [(weight, None)], False)
+        grad_x, [(grad_weight, _)] = KERNELS.backward(plan, out, x, out, between, [(weight, None)], False, True)
         assert native.load.__wrapped__() is not None
     finally:
         torch.set_default_dtype(torch.float32)
-    assert {t.dtype for t in (out, *gradients)} == {torch.float32}
+    assert {t.dtype for t in (out, grad_x, grad_weight)} == {torch.float32}

@@ -8,7 +8,7 @@ the plain path, which is the reference.
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -64,97 +64,74 @@ def _onednn_linear() -> Any:
 
 
 class _Product(torch.autograd.Function):
-    """x W' + b, and the ReLU after it, if any: by `kernels`, or all three products by oneDNN."""
+    """x W' + b, all three products by oneDNN."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, kernels: native.Kernels | None, bf16: bool
-    ) -> Any:
-        if kernels:
-            out = kernels.linear(x, weight, bias, layer.relu, bf16)
-        else:
-            out = layer.op(x, weight, bias, "none", [], "")
-            if layer.relu:
-                out.relu_()
-        ctx.save_for_backward(x, weight, out if layer.relu else None)
-        ctx.layer, ctx.kernels, ctx.bf16 = layer, kernels, bf16
-        return out
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, op: Any) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.op = op
+        return op(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, kept = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        if ctx.kernels and not torch.is_grad_enabled():
-            return *ctx.kernels.linear_backward(grad, x, kept, weight, ctx.bf16, wants_x, wants_bias), None, None, None
-        if kept is not None:
-            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         grad_bias = grad.sum(0) if wants_bias else None
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain products, which have one
-            return grad @ weight, grad.t() @ x, grad_bias, None, None, None
-        op = ctx.layer.op
-        grad_x = op(grad, weight.t(), None, "none", [], "") if wants_x else None
-        grad_weight = op(grad.t(), x.t(), None, "none", [], "") if wants_weight else None
-        return grad_x, grad_weight, grad_bias, None, None, None
+            return grad @ weight, grad.t() @ x, grad_bias, None
+        grad_x = ctx.op(grad, weight.t(), None, "none", [], "") if wants_x else None
+        grad_weight = ctx.op(grad.t(), x.t(), None, "none", [], "") if wants_weight else None
+        return grad_x, grad_weight, grad_bias, None
 
 
 class FastLinear(nn.Linear):
     """`nn.Linear`, and the ReLU after it where `relu`, by our kernels or by oneDNN, not by torch's default BLAS."""
 
     op: Any = None
-    kernels: native.Kernels | None = None
+    alone: "Chain | None" = None
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits_linear)
-        if kernels is None and (x.dim() != 2 or x.numel() == 0 or not _for_onednn(x, weight)):
-            plain = super().forward(x)
-            return plain.relu() if self.relu else plain
-        out: Tensor = _Product.apply(x, weight, bias, self, kernels, bf16)
-        return out
+        out: Tensor | None = None if self.alone is None else self.alone(x)
+        if out is not None:
+            return out
+        whole, weight, bias = _cast(x, self)
+        if x.dim() == 2 and x.numel() > 0 and _for_onednn(whole, weight):
+            out = _Product.apply(whole, weight, bias, self.op)
+        else:
+            out = super().forward(x)
+        return out.relu() if self.relu else out
 
 
 # -------------------------------------------------------------------------------------------------------- convolutions
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution, transposed or not, and the ReLU after it, if any: by `kernels`, or by oneDNN.
+    """A convolution, transposed or not, by oneDNN.
 
     The library is asked for the two products only: its gradient of the bias, a sum of the output's gradient, costs as
     much as both when it comes with those of a transposed convolution; apart from them it is next to nothing.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, kernels: native.Kernels | None, bf16: bool
-    ) -> Any:
-        if kernels:
-            out = kernels.forward(x, weight, bias, layer.transposed, layer.relu, bf16)
-        else:
-            out = _by_library(x, weight, bias, layer)
-            if layer.relu:
-                out.relu_()
-        ctx.save_for_backward(x, weight, out if layer.relu else None)
-        ctx.layer, ctx.kernels, ctx.bf16 = layer, kernels, bf16
-        return out
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.layer = layer
+        return _by_library(x, weight, bias, layer)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight, kept = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         layer = ctx.layer
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        if ctx.kernels and not torch.is_grad_enabled():
-            found = ctx.kernels.backward(grad, x, kept, weight, layer.transposed, ctx.bf16, wants_x, wants_bias)
-            return *found, None, None, None
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         if x.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous(memory_format=torch.channels_last)
-        if kept is not None:
-            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
         settings = (layer.stride, layer.padding, layer.dilation, layer.transposed, [0, 0], 1)
         wanted = [wants_x, wants_weight, False]
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *settings, wanted)
         # Image by image first: one pass over the memory, and short sums keep their digits in bfloat16.
         grad_bias = grad.sum((2, 3), dtype=torch.float32).sum(0).to(grad.dtype) if wants_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any) -> Tensor:
@@ -186,53 +163,41 @@ def _by_shuffle(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class FastConv2d(nn.Conv2d):
     """`nn.Conv2d`, and the ReLU after it where `relu`, quicker."""
 
-    kernels: native.Kernels | None = None
+    alone: "Chain | None" = None
     relu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits)
-        if x.dim() != 4 or x.numel() == 0:
-            plain = super().forward(x)
-            return plain.relu() if self.relu else plain
-        out: Tensor = _Convolution.apply(x, weight, bias, self, kernels, bf16)
-        return out
+        return _convolved(self, x, super().forward)
 
 
 class FastConvTranspose2d(nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` (kernel 4, stride 2, padding 1), and the ReLU after it where `relu`, quicker."""
 
-    kernels: native.Kernels | None = None
+    alone: "Chain | None" = None
     relu = False
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x, weight, bias, kernels, bf16 = _prepared(x, self, native.Kernels.fits_transposed)
-        if x.dim() != 4 or x.numel() == 0:
-            plain = super().forward(x)
-            return plain.relu() if self.relu else plain
-        out: Tensor = _Convolution.apply(x, weight, bias, self, kernels, bf16)
+        return _convolved(self, x, super().forward)
+
+
+def _convolved(layer: Any, x: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+    out: Tensor | None = None if layer.alone is None else layer.alone(x)
+    if out is not None:
         return out
+    out = plain(x) if x.dim() != 4 or x.numel() == 0 else _Convolution.apply(*_cast(x, layer), layer)
+    return out.relu() if layer.relu else out
 
 
-def _prepared(
-    x: Tensor, layer: Any, fits: Callable[[Tensor, Tensor, Tensor | None], bool]
-) -> tuple[Tensor, Tensor, Tensor | None, native.Kernels | None, bool]:
-    """Input, weight and bias as the layer takes them, the kernels if they fit, and whether bfloat16 is asked for.
+def _cast(x: Tensor, layer: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and bias as autocast wants them.
 
-    Autocast does not look into a Function of ours, and autograd does not see a cast within one: so both are done here.
+    Autocast does not look into a Function of ours, and autograd does not see a cast within one: so it is done here.
     """
-    weight, bias, kernels = layer.weight, layer.bias, layer.kernels
-    dtype = None
+    weight, bias = layer.weight, layer.bias
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        if kernels and not (kernels.has_bf16 and dtype == torch.bfloat16):
-            kernels = None
-    if kernels:
-        whole = x if dtype is None else x.float()  # the kernels round by themselves, inside
-        if fits(whole, weight, bias):
-            return whole, weight, bias, kernels, dtype is not None
-    if dtype is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return x, weight, bias, None, False
+    return x, weight, bias
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -258,6 +223,138 @@ def _halving(layer: nn.Module) -> bool:
     return (layer.kernel_size, layer.stride, layer.padding) in kinds
 
 
+# ----------------------------------------------------------------------------------------------------- layers in a row
+
+
+class _Chained(torch.autograd.Function):
+    """Layers in a row by our kernels: one call forward, one back, and nothing of torch between the layers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chain: "Chain", plan: native.Plan, bf16: bool, *weights: Tensor | None) -> Any:
+        out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16)
+        ctx.save_for_backward(x, between, out if chain.layers[-1].relu else None, *weights)
+        ctx.chain, ctx.plan, ctx.bf16 = chain, plan, bf16
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, between, out, *weights = ctx.saved_tensors
+        wants_x, _, _, _, *wants = ctx.needs_input_grad
+        nothing = (None, None, None)
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain layers, which have one
+            inputs = [t for t, wanted in zip((x, *weights), (wants_x, *wants), strict=True) if wanted]
+            plain = ctx.chain.plain(x, _pairs(weights))
+            found = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
+            grad_x, *grads = [next(found) if wanted else None for wanted in (wants_x, *wants)]
+            return grad_x, *nothing, *grads
+        out = between if out is None else out
+        grad_x, pairs = ctx.chain.kernels.backward(ctx.plan, grad, x, out, between, _pairs(weights), ctx.bf16, wants_x)
+        return grad_x, *nothing, *(gradient for pair in pairs for gradient in pair)
+
+
+def _pairs(weights: Sequence[Any]) -> native.Weights:
+    return list(zip(weights[::2], weights[1::2], strict=True))
+
+
+class Chain:
+    """Layers in a row, as our kernels run them; `parts` are the modules, nn.Flatten and nn.Unflatten among them."""
+
+    def __init__(self, kernels: native.Kernels, parts: list[Any]) -> None:
+        self.kernels, self.parts = kernels, parts
+        self.layers = [part for part in parts if hasattr(part, "weight")]
+        self.plans: dict[torch.Size, native.Plan | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "plans": {}}  # a plan cannot be copied, and need not be
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """What comes out; None where the kernels do not fit the sizes, types or the device."""
+        bf16 = False
+        if torch.is_autocast_enabled("cpu") and x.is_cpu:
+            bf16 = self.kernels.has_bf16 and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            if not bf16:
+                return None
+            x = x.float()  # the kernels round by themselves, inside
+        weights = [t for layer in self.layers for t in (layer.weight, layer.bias)]
+        if not all(t is None or (t.dtype == torch.float32 and t.is_cpu) for t in (x, *weights)):
+            return None
+        if x.shape not in self.plans:
+            if len(self.plans) >= 16:
+                self.plans.clear()
+            self.plans[x.shape] = self.kernels.plan([_spec(part) for part in self.parts], tuple(x.shape))
+        plan = self.plans[x.shape]
+        if plan is None:
+            return None
+        out: Tensor = _Chained.apply(x, self, plan, bf16, *weights)
+        return out
+
+    def plain(self, x: Tensor, weights: native.Weights) -> Tensor:
+        """The same by torch's layers in float32."""
+        given = iter(weights)
+        for part in self.parts:
+            if not hasattr(part, "weight"):
+                x = part(x)
+                continue
+            weight, bias = next(given)
+            if isinstance(part, nn.Linear):
+                x = F.linear(x, weight, bias)
+            else:
+                convolve = F.conv_transpose2d if part.transposed else F.conv2d
+                x = convolve(x, weight, bias, part.stride, part.padding)
+            x = x.relu() if part.relu else x
+        return x
+
+
+def _spec(part: Any) -> native.Spec:
+    kinds: list[type[nn.Module]] = [nn.Linear, nn.Conv2d, nn.ConvTranspose2d]
+    for kind in kinds:
+        if isinstance(part, kind):
+            shape: torch.Size = part.weight.shape  # type: ignore[assignment]
+            return kind, tuple(shape), bool(part.relu)
+    return type(part), tuple(getattr(part, "unflattened_size", ())), False
+
+
+class FastSequential(nn.Sequential):
+    """`nn.Sequential` that runs as many of its layers as possible in one call."""
+
+    pieces: Sequence[Any] = ()  # chains, and modules between them
+
+    def forward(self, x: Tensor) -> Tensor:
+        piece: Any
+        for piece in self.pieces or self:
+            out = piece(x)
+            if out is None:  # a chain that does not fit: layer by layer
+                out = x
+                for part in piece.parts:
+                    out = part(out)
+            x = out
+        return x
+
+
+def _pieces(sequence: nn.Sequential, kernels: native.Kernels, chained: list[Any]) -> list[Any]:
+    """The parts of a Sequential, those that the kernels can run in a row as chains."""
+    pieces: list[Any] = []
+    row: list[Any] = []
+
+    def end() -> None:
+        after: list[Any] = []
+        while row and row[-1] not in chained:  # reshaping at the end is but a view outside
+            after.insert(0, row.pop())
+        pieces.extend([*([Chain(kernels, row.copy())] if row else []), *after])
+        row.clear()
+
+    for part in sequence:
+        flat = type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1)
+        image = type(part) is nn.Unflatten and part.dim == 1 and len(part.unflattened_size) == 3
+        if part in chained or flat or image:
+            row.append(part)
+        elif type(part) is not nn.Identity:
+            end()
+            pieces.append(part)
+    end()
+    return pieces
+
+
 # --------------------------------------------------------------------------------------------------------------- switch
 
 
@@ -274,23 +371,27 @@ def accelerate(model: nn.Module) -> list[str]:
     convolutions: list[Any] = [m for m in model.modules() if _usual(m)]
     if op is None or not (linears or convolutions):
         return []
-    kernels = native.load()
     for linear in linears:
         linear.__class__ = FastLinear
-        linear.op, linear.kernels = op, kernels
+        linear.op = op
     swaps: dict[type, type] = {nn.Conv2d: FastConv2d, nn.ConvTranspose2d: FastConvTranspose2d}
     for convolution in convolutions:
         convolution.__class__ = swaps.get(type(convolution), type(convolution))
-        convolution.kernels = kernels if _halving(convolution) else None
     if convolutions:
         model.to(memory_format=torch.channels_last)
     uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for sequence in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+    sequences: list[Any] = [m for m in model.modules() if type(m) in (nn.Sequential, FastSequential)]
+    for sequence in sequences:
         for i, (layer, after) in enumerate(pairwise(list(sequence)), start=1):
             # One pass less over the memory; a layer that is used elsewhere too may have no ReLU there.
             if layer in (*linears, *convolutions) and type(after) is nn.ReLU and uses[layer] == 1:
-                fused: Any = layer
-                fused.relu, sequence[i] = True, nn.Identity()
+                layer.relu, sequence[i] = True, nn.Identity()
+    kernels = native.load()
     if kernels is None:
         return [f"oneDNN ({native.why_not})"]
+    chained = [*linears, *filter(_halving, convolutions)]
+    for layer in chained:
+        layer.alone = Chain(kernels, [layer])
+    for sequence in sequences:
+        sequence.__class__, sequence.pieces = FastSequential, _pieces(sequence, kernels, chained)
     return ["compiled kernels"]

@@ -453,7 +453,7 @@ static int finish(Shared *x, const Call *c) {
 /* One of the passes, for numbers of channels that are multiples of 16. Returns 1 if memory ran out, else 0.
  *     DOWN            l -> out = relu(W l + bias)       DOWN_BACKWARD   l, gradient s, kept -> out (by l), gw, gb
  *     UP              s -> out = relu(W' s + bias)      UP_BACKWARD     s, gradient l, kept -> out (by s), gw, gb */
-int wide(int pass, Shape shape, Call c) {
+static int wide(int pass, Shape shape, Call c) {
     const Plan plan_ = plan(shape), *p = &plan_;
     const long k = p->k, cs = shape.cs, small = shape.h * shape.w * cs, large = shape.h * shape.w * k;
     const long groups = (shape.n + p->group - 1) / p->group;
@@ -585,7 +585,7 @@ INLINE void spread(const long kernel, const long cl, const float *columns, long 
 
 /* As `wide`, by products with the patches themselves, always in float32: for large images of few channels, whose
  * blocks are no vectors, and for kernel 2, whose windows do not overlap. */
-int direct(int pass, Shape shape, Call c) {
+static int direct(int pass, Shape shape, Call c) {
     const long h = shape.h, w = shape.w, cl = shape.cl, cs = shape.cs;
     const long kernel = shape.kernel, piece = kernel * cl, width = kernel * piece;
     const long small = h * w * cs, large = 4 * h * w * cl, pad_ = (kernel - 2) / 2;
@@ -688,8 +688,93 @@ static void turn(const float *x, long m, long columns, long first, long m16, flo
         for (long e = 0; e < 16; e++) to[e * m16 + i] = i < m ? x[i * columns + first + e] : 0;
 }
 
-int linear(Linear c) {
+/* The vectors of x that are not all 0, row by row: most images of sprites and digits are black nearly everywhere. */
+typedef struct {
+    long *first;   /* row i has numbers first[i] to first[i + 1] */
+    int *column;   /* where each begins */
+    float *values;
+    int few;       /* whether they are so few that it pays to go from one to the next */
+} Sparse;
+
+static Sparse sparse(const float *x, long m, long k) {
+    const long most = m * k / VL / 4;
+    Sparse s = {.first = aligned_alloc(64, (m * 8 + 72) / 64 * 64), .column = aligned_alloc(64, (most * 4 + 67) / 64 * 64)};
+    s.values = room(most * VL + 1);
+    if (!s.first || !s.column || !s.values) return s;
+    long found = 0;
+    for (long i = 0; i < m; i++) {
+        s.first[i] = found;
+        for (long e = 0; e < k; e += VL) {
+            long words[VL / 2], any = 0;
+            memcpy(words, x + i * k + e, sizeof words);
+            for (int word = 0; word < VL / 2; word++) any |= words[word];
+            if (!any) continue;
+            if (found == most) return s;
+            s.column[found] = e;
+            memcpy(s.values + found++ * VL, words, sizeof words);
+        }
+    }
+    s.first[m] = found, s.few = 1;
+    return s;
+}
+
+static void release(Sparse s) { free(s.first), free(s.column), free(s.values); }
+
+static float total(vec x) {
+    float lane[VL];
+    STORE(lane, x);
+    for (int half = VL / 2; half; half /= 2)
+        for (int e = 0; e < half; e++) lane[e] += lane[e + half];
+    return lane[0];
+}
+
+enum { ROWS = 8 };
+
+/* Columns `from` to `to` of the output y, of such an x. */
+static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) {
+    for (long r = from; r < to; r += ROWS) {
+        if (r + ROWS < to)
+            for (long e = 0; e < ROWS * c->k; e += 16) __builtin_prefetch(c->w + (r + ROWS) * c->k + e, 0, 2);
+        for (long i = 0; i < c->m; i++) {
+            vec sum[ROWS] = {{0}};
+            for (long b = s->first[i]; b < s->first[i + 1]; b++) {
+                const vec x = LOAD(s->values + b * VL);
+                const float *w = c->w + r * c->k + s->column[b];
+#pragma GCC unroll 8
+                for (int j = 0; j < ROWS; j++) sum[j] += x * LOAD(w + j * c->k);
+            }
+            for (int j = 0; j < ROWS; j++) {
+                const float y = total(sum[j]) + (c->bias ? c->bias[r + j] : 0);
+                c->out[i * c->n + r + j] = c->relu && y < 0 ? 0 : y;
+            }
+        }
+    }
+}
+
+/* Rows `from` to `to` of the gradient by the weights; g[..][n] has gone through the ReLU. */
+static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long from, long to) {
+    for (long r = from; r < to; r++) {
+        float *gw = c->gw + r * c->k;
+        memset(gw, 0, c->k * sizeof(float));
+        for (long i = 0; i < c->m; i++) {
+            const float by = g[i * c->n + r];
+            if (by == 0) continue;
+            for (long b = s->first[i]; b < s->first[i + 1]; b++)
+                STORE(gw + s->column[b], LOAD(gw + s->column[b]) + by * LOAD(s->values + b * VL));
+        }
+    }
+}
+
+static int linear(Linear c) {
     const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
+    const Sparse few = sparse(c.x, c.m, k);
+    if (few.few) {
+#pragma omp parallel for schedule(static) num_threads(c.threads)
+        for (long part = 0; part < c.threads; part++)
+            linear_sparse(&c, &few, n / 16 * part / c.threads * 16, n / 16 * (part + 1) / c.threads * 16);
+        return release(few), 0;
+    }
+    release(few);
     float *xt = room(k * m16), *pairs = room(c.bf16 ? k * m16 / 2 : 0), *yt = room(n * m16);
     int failed = !xt || !pairs || !yt;
     if (!failed)
@@ -737,7 +822,7 @@ int linear(Linear c) {
     return failed;
 }
 
-int linear_backward(Linear c) {
+static int linear_backward(Linear c) {
     const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
     float *g = room(m16 * n), *gt = room(n * m16), *x = c.m == m16 ? 0 : zeros(m16 * k);
     float *gwords = room(c.bf16 ? m16 * n / 2 : 0), *gtwords = room(c.bf16 ? m16 * n / 2 : 0);
@@ -745,6 +830,7 @@ int linear_backward(Linear c) {
     int failed = !g || !gt || (c.m != m16 && !x) || !gwords || !gtwords || !xwords;
     if (x) memcpy(x, c.x, c.m * k * sizeof(float));
     const float *full = x ? x : c.x;
+    const Sparse few = sparse(c.x, c.m, k);
     if (!failed)
 #pragma omp parallel num_threads(c.threads)
     {
@@ -780,7 +866,8 @@ int linear_backward(Linear c) {
 #pragma omp for schedule(static)
         for (long part = 0; part < c.threads; part++) {
             const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
-            for (long e = 0; e < k && !failed; e += WIDE)
+            if (few.few && !failed) outer_sparse(&c, &few, g, from, to);
+            for (long e = 0; e < k && !failed && !few.few; e += WIDE)
                 for (long r = from; r < to; r += 8) {
                     const long wide = k - e < WIDE ? k - e : WIDE;
                     Product p = {.a = g + r, .ak = n, .b = full + e, .ldb = k, .segments = 1, .k = m16,
@@ -820,6 +907,108 @@ int linear_backward(Linear c) {
             }
         free(piece), free(gxt);
     }
-    free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords);
+    free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords), release(few);
+    return failed;
+}
+
+static void copy_rows(const float *from, long rows, long columns, float *to, long pitch) { /* the rest of `to` stays */
+    for (long i = 0; i < rows; i++)
+        memcpy(to + i * pitch, from + i * columns, (columns < pitch ? columns : pitch) * sizeof(float));
+}
+
+/* Either of the two for any sizes: filled up with 0 to multiples of 16, in places of their own. */
+static int linear_any(int (*pass)(Linear), Linear c) {
+    const long n = (c.n + 15) / 16 * 16, k = (c.k + 15) / 16 * 16;
+    if (c.n == n && c.k == k) return pass(c);
+    const int back = c.g != 0;
+    float *x = zeros(c.m * k), *w = zeros(n * k), *bias = zeros(n), *y = zeros(c.m * n);
+    float *gw = zeros(back ? n * k : 0), *gx = zeros(back ? c.m * k : 0);
+    int failed = !x || !w || !bias || !y || !gw || !gx;
+    if (!failed) {
+        copy_rows(c.x, c.m, c.k, x, k), copy_rows(c.w, c.n, c.k, w, k);
+        if (c.bias) copy_rows(c.bias, 1, c.n, bias, n);
+        Linear full = {.x = x, .w = w, .bias = bias, .m = c.m, .n = n, .k = k,
+                       .relu = c.relu, .bf16 = c.bf16, .threads = c.threads};
+        if (back) {
+            copy_rows(c.g, c.m, c.n, y, n);
+            for (long i = 0; c.kept && i < c.m; i++)
+                for (long j = 0; j < c.n; j++)
+                    if (c.kept[i * c.n + j] <= 0) y[i * n + j] = 0;
+            full.bias = 0, full.g = y, full.gw = gw, full.gb = bias, full.out = c.out ? gx : 0;
+        } else full.out = y;
+        failed = pass(full);
+        if (back) {
+            copy_rows(gw, c.n, k, c.gw, c.k);
+            if (c.out) copy_rows(gx, c.m, k, c.out, c.k);
+            if (c.gb) copy_rows(bias, 1, n, c.gb, c.n);
+        } else copy_rows(y, c.m, n, c.out, c.n);
+    }
+    free(x), free(w), free(bias), free(y), free(gw), free(gx);
+    return failed;
+}
+
+/* ------------------------------------------------------------------------------------------------ layers in a row */
+
+enum { CONVOLUTION, TRANSPOSED, LINEAR, TO_PLANES, TO_PIXELS };
+
+typedef struct {
+    Shape shape;           /* a linear layer has n rows, cs outputs and cl inputs; TO_... n, h, w and cs channels */
+    long kind, relu, size; /* size: floats that come in */
+    const float *w, *bias;
+    float *out;            /* what the forward pass puts out is wanted by the backward pass */
+    float *gw, *gb;        /* gb may be NULL */
+} Layer;
+
+/* Channels last to channels first, to[n][cs][h w] from x[n][h w][cs], or back. */
+static void swap(const Shape s, int kind, const float *x, float *to, int threads) {
+    const long pixels = s.h * s.w, rows = kind == TO_PLANES ? pixels : s.cs, columns = kind == TO_PLANES ? s.cs : pixels;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long n = 0; n < s.n; n++)
+        for (long i = 0; i < columns; i++)
+            for (long j = 0; j < rows; j++)
+                to[(n * columns + i) * rows + j] = x[(n * rows + j) * columns + i];
+}
+
+/* Every layer after the other, from x on; returns 1 if memory ran out, else 0. */
+int forward(const Layer *layers, long count, const float *x, int bf16, int threads) {
+    int failed = 0;
+    for (const Layer *l = layers; l < layers + count && !failed; x = l++->out) {
+        const Shape s = l->shape;
+        Call call = {.l = x, .s = x, .w = l->w, .bias = l->bias, .out = l->out,
+                     .relu = l->relu, .bf16 = bf16, .threads = threads};
+        if (l->kind == LINEAR)
+            failed = linear_any(linear, (Linear){.x = x, .w = l->w, .bias = l->bias, .out = l->out, .m = s.n, .n = s.cs,
+                                                 .k = s.cl, .relu = l->relu, .bf16 = bf16, .threads = threads});
+        else if (l->kind >= TO_PLANES) swap(s, l->kind, x, l->out, threads);
+        else failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(l->kind == CONVOLUTION ? DOWN : UP, s, call);
+    }
+    return failed;
+}
+
+/* The gradients by all weights and, unless gx is NULL, by x, from g, that by what was put out. */
+int backward(const Layer *layers, long count, const float *x, const float *g, float *gx, int bf16, int threads) {
+    long most = 0;
+    for (long i = 1; i < count; i++) most = layers[i].size > most ? layers[i].size : most;
+    float *places[2] = {room(most), room(most)};
+    int failed = !places[0] || !places[1];
+    for (long i = count - 1; i >= 0 && !failed; i--) {
+        const Layer *l = layers + i;
+        const Shape s = l->shape;
+        const float *in = i ? layers[i - 1].out : x, *kept = l->relu ? l->out : 0;
+        float *out = i ? places[i % 2] : gx;
+        Call call = {.l = in, .s = g, .kept = kept, .w = l->w, .out = out, .gw = l->gw, .gb = l->gb,
+                     .bf16 = bf16, .threads = threads};
+        if (l->kind == TRANSPOSED) call.l = g, call.s = in;
+        if (l->kind == LINEAR)
+            failed = linear_any(linear_backward, (Linear){.x = in, .w = l->w, .g = g, .kept = kept, .out = out,
+                                                          .gw = l->gw, .gb = l->gb, .m = s.n, .n = s.cs, .k = s.cl,
+                                                          .bf16 = bf16, .threads = threads});
+        else if (l->kind < TO_PLANES)
+            failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(
+                l->kind == CONVOLUTION ? DOWN_BACKWARD : UP_BACKWARD, s, call);
+        else if (out) swap(s, l->kind == TO_PLANES ? TO_PIXELS : TO_PLANES, g, out, threads);
+        g = out;
+    }
+    free(places[0]), free(places[1]);
     return failed;
 }

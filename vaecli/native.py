@@ -7,6 +7,7 @@ Nothing depends on them but speed.
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -14,56 +15,68 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaecli.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-Wl,--as-needed"]
-_DOWN, _UP, _DOWN_BACKWARD, _UP_BACKWARD = range(4)
 
 why_not: str | None = None
+
+_CONVOLUTION, _TRANSPOSED, _LINEAR, _TO_PLANES, _TO_PIXELS = range(5)
 
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("n", "h", "w", "cs", "cl", "kernel")]
 
 
-class _Call(ctypes.Structure):
+class _Layer(ctypes.Structure):
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("l", "s", "kept", "w", "bias", "out", "gw", "gb")],
-        *[(name, ctypes.c_int) for name in ("relu", "bf16", "threads")],
+        ("shape", _Shape),
+        *[(name, ctypes.c_long) for name in ("kind", "relu", "size")],
+        *[(name, ctypes.c_void_p) for name in ("w", "bias", "out", "gw", "gb")],
     ]
 
 
-class _Linear(ctypes.Structure):
-    _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("x", "w", "bias", "g", "kept", "out", "gw", "gb")],
-        *[(name, ctypes.c_long) for name in ("m", "n", "k")],
-        *[(name, ctypes.c_int) for name in ("relu", "bf16", "threads")],
-    ]
+Sides = tuple[int, ...]
+# A layer, as far as the kernels care: its kind (an nn.Module class), the shape of its weight (for nn.Unflatten that of
+# an image), and whether a ReLU follows.
+Spec = tuple[type[nn.Module], Sides, bool]
+Weights = Sequence[tuple[Tensor, Tensor | None]]  # of the layers that have some: weight and bias
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Layers in a row, for inputs of one shape."""
+
+    template: Any  # a ctypes array of `_Layer`, without addresses
+    sizes: list[int]  # values that each step puts out
+    shape: Sides  # of what comes out at the end
 
 
 class Kernels:
-    """Linear layers; convolutions of stride 2 with kernel 4 and padding 1 or kernel 2 and none, and their transposes.
+    """Layers in a row, run in one call: linear ones, convolutions of stride 2 with kernel 4 and padding 1 or kernel 2
+    and none, their transposes, nn.Flatten and nn.Unflatten between the two.
 
-    All take a ReLU along. Images have channels last. Weights are as in torch, so (N_small, N_large, kernel, kernel)
-    for both kinds of convolutions. Values and gradients are those of torch's layers within rounding; with `bf16` the
-    factors of the products are rounded to bfloat16, where that pays, while sums and what is kept stay float32.
+    Images have channels last; weights are as in torch. Values and gradients are those of torch's layers within
+    rounding; with `bf16` the factors of the products are rounded to bfloat16, where that pays, while sums and what is
+    kept stay float32.
     """
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        for function in (self._library.wide, self._library.direct):
-            function.argtypes = [ctypes.c_int, _Shape, _Call]
-        for function in (self._library.linear, self._library.linear_backward):
-            function.argtypes = [_Linear]
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self._library.forward.argtypes = [pointer, ctypes.c_long, pointer, number, number]
+        self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number]
         self.has_bf16 = bool(self._library.has_bf16())
 
     def __deepcopy__(self, memo: Any) -> "Kernels":
@@ -73,158 +86,107 @@ class Kernels:
         return load, ()
 
     @staticmethod
-    def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether a linear layer has the sizes and types that the kernels are written for."""
-        n_out, n_in = weight.shape
-        return (
-            x.dim() == 2
-            and x.numel() > 0
-            and x.shape[1] == n_in
-            and _plain(x, weight, bias)
-            and n_out % 16 == 0
-            and n_in % 16 == 0
-        )
+    def plan(specs: Sequence[Spec], shape: Sides) -> Plan | None:
+        """How to run these layers on inputs of that shape; None if one of them does not fit."""
+        steps: list[_Layer] = []
+        sizes: list[int] = []
+        for kind, weight, relu in specs:
+            found = _step(kind, weight, shape)
+            if found is None or math.prod(shape) == 0:
+                return None
+            code, sides, after = found
+            if code < _TO_PLANES or (sides.cs > 1 and sides.h * sides.w > 1):  # else the values lie as they should
+                steps.append(_Layer(sides, code, relu, math.prod(shape)))
+                sizes.append(math.prod(after))
+            shape = after
+        return Plan((_Layer * len(steps))(*steps), sizes, shape) if steps else None
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, bf16: bool) -> Tensor:
-        """(B, N_in) to (B, N_out)."""
-        out = x.new_empty(x.shape[0], weight.shape[0])
-        self._products(
-            self._library.linear, x, weight, relu=relu, bf16=bf16, x=x.contiguous(), bias=_dense(bias), out=out
-        )
-        return out
-
-    def linear_backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        kept: Tensor | None,
-        weight: Tensor,
-        bf16: bool,
-        wants_x: bool,
-        wants_bias: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Gradients of input, weight and bias; `kept` is the output where the layer ended in a ReLU."""
-        grad_x = x.new_empty(x.shape) if wants_x else None
-        grad_weight = x.new_empty(weight.shape)
-        grad_bias = x.new_empty(weight.shape[0]) if wants_bias else None
-        self._products(
-            self._library.linear_backward,
-            x,
-            weight,
-            relu=False,
-            bf16=bf16,
-            x=x.contiguous(),
-            g=grad.contiguous(),
-            kept=_dense(kept),
-            out=grad_x,
-            gw=grad_weight,
-            gb=grad_bias,
-        )
-        return grad_x, grad_weight, grad_bias
-
-    def _products(
-        self, function: Any, rows: Tensor, weight: Tensor, relu: bool, bf16: bool, **tensors: Tensor | None
-    ) -> None:
-        tensors["w"] = weight.contiguous()
-        sizes = dict(zip("mnk", (rows.shape[0], *weight.shape), strict=True))
-        call = _Linear(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **sizes, **_at(tensors))
-        if function(call):
-            raise MemoryError("no memory for a linear layer")
-
-    @staticmethod
-    def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether a convolution has the sizes and types that the kernels are written for."""
-        return (
-            _fits_channels(x, weight, bias)
-            and x.shape[1] == weight.shape[1]
-            and x.shape[2] % 2 == 0
-            and x.shape[3] % 2 == 0
-        )
-
-    @staticmethod
-    def fits_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        """The same for a transposed convolution."""
-        return _fits_channels(x, weight, bias) and x.shape[1] == weight.shape[0]
-
-    def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, relu: bool, bf16: bool
-    ) -> Tensor:
-        """The layer's output with bias and, if `relu`, ReLU."""
-        shape = _shape(x, weight, transposed)
-        size = (shape.n, shape.cl, 2 * shape.h, 2 * shape.w) if transposed else (shape.n, shape.cs, shape.h, shape.w)
-        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        image = {"s" if transposed else "l": _last(x)}
-        self._run(
-            _UP if transposed else _DOWN,
-            shape,
-            relu=relu,
-            bf16=bf16,
-            w=_last(weight),
-            bias=_dense(bias),
-            out=out,
-            **image,
-        )
-        return out
+    def forward(self, plan: Plan, x: Tensor, weights: Weights, bf16: bool) -> tuple[Tensor, Tensor]:
+        """What comes out, and what came out on the way."""
+        between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
+        out = _empty(plan.shape)
+        weights, x = _dense(weights), _last(x)
+        call = self._call(plan, between, out, weights)
+        if self._library.forward(call, len(call), x.data_ptr(), bf16 and self.has_bf16, torch.get_num_threads()):
+            raise MemoryError("no memory for a network's layers")
+        return out, between
 
     def backward(
         self,
+        plan: Plan,
         grad: Tensor,
         x: Tensor,
-        kept: Tensor | None,
-        weight: Tensor,
-        transposed: bool,
+        out: Tensor,
+        between: Tensor,
+        weights: Weights,
         bf16: bool,
         wants_x: bool,
-        wants_bias: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Gradients of input, weight and bias; `kept` is the output where the layer ended in a ReLU."""
-        grad_x = torch.empty_like(x, memory_format=torch.channels_last) if wants_x else None
-        grad_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-        grad_bias = x.new_empty(grad.shape[1]) if wants_bias else None
-        small, large = (x, grad) if transposed else (grad, x)
-        self._run(
-            _UP_BACKWARD if transposed else _DOWN_BACKWARD,
-            _shape(x, weight, transposed),
-            relu=False,
-            bf16=bf16,
-            l=_last(large),
-            s=_last(small),
-            kept=None if kept is None else _last(kept),
-            w=_last(weight),
-            out=grad_x,
-            gw=grad_weight,
-            gb=grad_bias,
-        )
-        return grad_x, grad_weight, grad_bias
+    ) -> tuple[Tensor | None, Weights]:
+        """The gradients by x, if wanted, and by every weight and bias."""
+        weights, x, grad = _dense(weights), _last(x), _last(grad)
+        call = self._call(plan, between, out, weights)
+        gradients = [(torch.empty_like(w), None if b is None else torch.empty_like(b)) for w, b in weights]
+        for layer, (gw, gb) in zip(_weighted(call), gradients, strict=True):
+            layer.gw, layer.gb = gw.data_ptr(), None if gb is None else gb.data_ptr()
+        grad_x = _empty(x.shape) if wants_x else None
+        addresses = x.data_ptr(), grad.data_ptr(), None if grad_x is None else grad_x.data_ptr()
+        if self._library.backward(call, len(call), *addresses, bf16 and self.has_bf16, torch.get_num_threads()):
+            raise MemoryError("no memory for a network's layers")
+        return grad_x, gradients
 
-    def _run(self, which: int, shape: _Shape, relu: bool, bf16: bool, **tensors: Tensor | None) -> None:
-        call = _Call(relu=relu, bf16=bf16 and self.has_bf16, threads=torch.get_num_threads(), **_at(tensors))
-        function = self._library.wide if shape.kernel == 4 and shape.cl > 4 else self._library.direct
-        if function(which, shape, call):
-            raise MemoryError("no memory for a convolution")
+    @staticmethod
+    def _call(plan: Plan, between: Tensor, out: Tensor, weights: Weights) -> Any:
+        """The plan with addresses."""
+        call = type(plan.template).from_buffer_copy(plan.template)
+        place = between.data_ptr()
+        for layer, size in zip(call, plan.sizes, strict=True):
+            layer.out = place
+            place += 4 * size
+        layer.out = out.data_ptr()
+        for layer, (w, b) in zip(_weighted(call), weights, strict=True):
+            layer.w, layer.bias = w.data_ptr(), None if b is None else b.data_ptr()
+        return call
 
 
-def _fits_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    small, large, kernel = weight.shape[:3]
-    few = large % 4 == 0 if kernel == 2 else large <= 4
-    return x.dim() == 4 and x.numel() > 0 and _plain(x, weight, bias) and small % 16 == 0 and (few or large % 16 == 0)
+def _step(kind: type[nn.Module], weight: Sides, shape: Sides) -> tuple[int, _Shape, Sides] | None:
+    """Code, sizes and output's shape of one layer; None if it does not fit an input of `shape`."""
+    n, sides = shape[0], len(shape)
+    if kind is nn.Linear and sides == 2 and shape[1] == weight[1]:
+        return _LINEAR, _Shape(n, 0, 0, *weight), (n, weight[0])
+    if kind in (nn.Conv2d, nn.ConvTranspose2d) and sides == 4:
+        small, large, kernel, _ = weight
+        down = kind is nn.Conv2d
+        height, width = (side // (2 if down else 1) for side in shape[2:])
+        odd = down and (shape[2] % 2 or shape[3] % 2)
+        few = large % 4 == 0 if kernel == 2 else large <= 4
+        if shape[1] == (large if down else small) and not odd and small % 16 == 0 and (few or large % 16 == 0):
+            sizes = _Shape(n, height, width, small, large, kernel)
+            after = (n, small, height, width) if down else (n, large, 2 * height, 2 * width)
+            return _CONVOLUTION if down else _TRANSPOSED, sizes, after
+    if kind is nn.Flatten and sides == 4:
+        return _TO_PLANES, _Shape(n, shape[2], shape[3], shape[1]), (n, math.prod(shape[1:]))
+    if kind is nn.Unflatten and sides == 2 and len(weight) == 3 and shape[1] == math.prod(weight):
+        return _TO_PIXELS, _Shape(n, weight[1], weight[2], weight[0]), (n, *weight)
+    return None
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 in the memory of this machine."""
-    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors)
+def _weighted(call: Any) -> list[Any]:
+    return [layer for layer in call if layer.kind < _TO_PLANES]
 
 
-def _at(tensors: Mapping[str, Tensor | None]) -> dict[str, int | None]:
-    return {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+def _dense(weights: Weights) -> Weights:
+    return [(_last(w), None if b is None else b.contiguous()) for w, b in weights]
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def _empty(shape: Sequence[int]) -> Tensor:
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=layout)
 
 
 def _last(x: Tensor) -> Tensor:
     """With channels last in memory, also where torch calls a layout contiguous because a size is 1."""
+    if x.dim() != 4:
+        return x.contiguous()
     _, channels, height, width = x.shape
     strides = (channels * height * width, 1, channels * width, channels)
     if x.stride() == strides:
@@ -232,12 +194,6 @@ def _last(x: Tensor) -> Tensor:
     if channels == 1 and x.is_contiguous():  # the same memory by another name
         return x
     return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
-
-
-def _shape(x: Tensor, weight: Tensor, transposed: bool) -> _Shape:
-    n, _, height, width = x.shape
-    part = 1 if transposed else 2
-    return _Shape(n, height // part, width // part, *weight.shape[:3])
 
 
 # ------------------------------------------------------------------------------------------------------------- building
@@ -325,21 +281,27 @@ def _check(kernels: Kernels) -> None:
     def some(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    x, weight, grad = some(5, 32), some(16, 32), some(5, 16)
-    pairs: list[tuple[Tensor | None, Tensor]] = [(kernels.linear(x, weight, None, False, False), x @ weight.t())]
-    found = kernels.linear_backward(grad, x, None, weight, False, True, True)
-    pairs += zip(found, (grad @ weight, grad.t() @ x, grad.sum(0)), strict=True)
+    pairs: list[tuple[Tensor | None, Tensor]] = []
+
+    def compare(kind: type[nn.Module], x: Tensor, weight: Tensor, plain: Callable[..., Tensor]) -> None:
+        plan = kernels.plan([(kind, tuple(weight.shape), False)], tuple(x.shape))
+        if plan is None:
+            raise RuntimeError("a layer does not fit the kernels made for it")
+        bias = some(weight.shape[1] if kind is nn.ConvTranspose2d else weight.shape[0])
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        with torch.enable_grad():
+            expected = plain(*leaves)
+        grad = some(*expected.shape)
+        out, between = kernels.forward(plan, x, [(weight, bias)], False)
+        grad_x, [gradients] = kernels.backward(plan, grad, x, out, between, [(weight, bias)], False, True)
+        exact = torch.autograd.grad(expected, leaves, grad)
+        pairs.extend(zip((out, grad_x, *gradients), (expected.detach(), *exact), strict=True))
+
+    compare(nn.Linear, some(5, 32), some(16, 32), F.linear)
     for channels, kernel in ((1, 4), (16, 4), (16, 2)):
-        weight, large, small = some(16, channels, kernel, kernel), some(3, channels, 6, 6), some(3, 16, 3, 3)
-        settings = (weight, None, 2, (kernel - 2) // 2)
-        pairs += [
-            (kernels.forward(large, weight, None, False, False, False), F.conv2d(large, *settings)),
-            (kernels.forward(small, weight, None, True, False, False), F.conv_transpose2d(small, *settings)),
-        ]
-        for transposed, x, grad in ((False, large, small), (True, small, large)):
-            found = kernels.backward(grad, x, None, weight, transposed, False, True, True)
-            shapes = ([2, 2], [settings[3]] * 2, [1, 1], transposed, [0, 0], 1, [True, True, True])
-            bias = [grad.shape[1]]
-            pairs += zip(found, torch.ops.aten.convolution_backward(grad, x, weight, bias, *shapes), strict=True)
+        weight, padding = some(16, channels, kernel, kernel), (kernel - 2) // 2
+        compare(nn.Conv2d, some(3, channels, 6, 6), weight, partial(F.conv2d, stride=2, padding=padding))
+        up = partial(F.conv_transpose2d, stride=2, padding=padding)
+        compare(nn.ConvTranspose2d, some(3, 16, 3, 3), weight, up)
     if not all(a is not None and torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
         raise RuntimeError("the compiled kernels do not compute what they should")
