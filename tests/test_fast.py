@@ -4,16 +4,19 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vaecli import fast, native, nets, registry
+from vaecli import fast, native, nets, registry, trainer
 from vaecli.batch import Batch, DataInfo
+from vaecli.config import OptimConfig
 
 NETS = {
     "higgins-fc": (nets.HigginsFcConfig(), (1, 16, 16)),
@@ -35,6 +38,10 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif native.load() is None:
         pytest.skip(f"no compiled kernels here: {native.why_not}")
     return str(request.param)
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, tuple[int, int, int]]:
@@ -204,6 +211,73 @@ def test_a_switched_model_can_be_copied_and_takes_odd_inputs(kind: str) -> None:
     torch.testing.assert_close(convolution(x[0]), convolution(x)[0], rtol=1e-4, atol=1e-5)
     quick.double()
     torch.testing.assert_close(quick[0](x.double()), exact[0](x.double()))
+
+
+# ---- optimizers
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"name": "adam", "lr": 0.01},
+        {"name": "adam", "lr": 0.01, "weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3},
+        {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+        {"name": "adagrad", "lr": 0.1},
+        {"name": "adagrad", "lr": 0.1, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_optimizers_equal_torch_s_in_float64(
+    section: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.load() is None:
+        pytest.skip(f"no compiled kernels here: {native.why_not}")
+    torch.manual_seed(0)
+    config = TypeAdapter(OptimConfig).validate_python(section)
+    made, move = [], native.Kernels.move
+    monkeypatch.setattr(native.Kernels, "move", lambda *a, **settings: made.append(1) or move(*a, **settings))
+    starts = [torch.randn(70, 33), last(torch.randn(8, 3, 4, 4)), torch.randn(5), torch.randn(())]
+    runs = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for dtype in (torch.float32, torch.float64):
+        parameters = [nn.Parameter(t.to(dtype, copy=True)) for t in starts]
+        optimizer = trainer.make_optimizer(parameters, config)
+        if dtype == torch.float32:
+            fast.quicken(optimizer)
+        generator = torch.Generator().manual_seed(1)
+        for step in range(12):
+            for i, p in enumerate(parameters):
+                p.grad = None
+                if (step + i) % 4 or step == 0:  # not all of them at every step
+                    p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+            optimizer.param_groups[0]["lr"] = section["lr"] / (1 + step)  # a schedule
+            optimizer.step()
+        runs.append((parameters, [optimizer.state[p] for p in parameters]))
+    torch.set_num_threads(before)
+    assert len(made) == (12 if section["name"] == "adagrad" else 11)  # torch makes the first step, and Adam's state
+    for a, b, state, exact in zip(*(r for pair in zip(*runs, strict=True) for r in pair), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+        for key, value in state.items():
+            torch.testing.assert_close(value.double(), exact[key].double(), rtol=1e-5, atol=1e-7)
+
+
+def test_norm_of_all_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    grads = [
+        torch.randn(70, 33),
+        last(torch.randn(8, 3, 4, 4)),
+        torch.randn(5),
+        torch.randn(()),
+        torch.randn(9, 9)[:, :4],
+    ]
+    for some in (grads, grads[:4]):
+        exact = torch.cat([g.double().flatten() for g in some]).norm()
+        torch.testing.assert_close(fast.total_norm(some).double(), exact, rtol=1e-6, atol=0)
+    for bad in (float("nan"), float("inf")):
+        grads[0][3, 3] = bad
+        assert not fast.total_norm(grads[:4]).isfinite()
 
 
 # ---- precision

@@ -765,6 +765,12 @@ static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long 
     }
 }
 
+/* Have rows[count][columns] brought near: the processor sees a pattern only in longer rows. */
+INLINE void fetch(const float *rows, long count, long columns, long pitch) {
+    for (long i = 0; i < count; i++)
+        for (long e = 0; e < columns; e += 16) __builtin_prefetch(rows + i * pitch + e, 0, 2);
+}
+
 static int linear(Linear c) {
     const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
     const Sparse few = sparse(c.x, c.m, k);
@@ -797,6 +803,7 @@ static int linear(Linear c) {
             for (long e = 0; e < k && !failed; e += DEEP)
                 for (long r = from; r < to; r += 8) {
                     const long deep = k - e < DEEP ? k - e : DEEP;
+                    if (r + 8 < to) fetch(c.w + (r + 8) * k + e, 8, deep, k);
                     Product p = {.a = c.w + r * k + e, .am = k, .b = xt + e * m16, .ldb = m16, .segments = 1, .k = deep,
                                  .c = yt + r * m16, .ldc = m16, .add = e > 0};
 #ifdef __AVX512BF16__
@@ -890,17 +897,27 @@ static int linear_backward(Linear c) {
                     const long deep = n - r < SIDE ? n - r : SIDE;
                     Product p = {.a = piece, .ak = side, .b = gt + r * m16, .ldb = m16, .segments = 1, .k = deep,
                                  .c = gxt, .ldc = m16, .add = r > 0};
+                    const long nr = r + SIDE < n ? r + SIDE : 0, ne = nr ? e : e + SIDE; /* the next piece */
+                    const long rows = ne >= k ? 0 : n - nr < SIDE ? n - nr : SIDE, columns = k - ne < SIDE ? k - ne : SIDE;
                     for (long i = 0; i < deep; i++)
                         memcpy(piece + i * side, c.w + (r + i) * k + e, side * sizeof(float));
 #ifdef __AVX512BF16__
                     if (c.bf16) { /* in place: two rows are read before one is written */
                         pair_floats(piece, deep, side, piece);
                         p.b = gtwords + r / 2 * m16, p.k = deep / 2;
-                        columns_bf16(p, side, m16);
-                        continue;
                     }
 #endif
-                    columns_fp32(p, side, m16);
+                    for (long j = 0; j < side; j += 8, p.a += 8, p.c += 8 * m16) {
+                        const long from = rows * j / side, to = rows * (j + 8) / side;
+                        fetch(c.w + (nr + from) * k + ne, to - from, columns, k);
+#ifdef __AVX512BF16__
+                        if (c.bf16) {
+                            columns_bf16(p, 8, m16);
+                            continue;
+                        }
+#endif
+                        columns_fp32(p, 8, m16);
+                    }
                 }
                 for (long i = 0; i < c.m; i++)
                     for (long j = 0; j < side; j++) c.out[i * k + e + j] = gxt[j * m16 + i];
@@ -1011,4 +1028,62 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
     }
     free(places[0]), free(places[1]);
     return failed;
+}
+
+/* ------------------------------------------------------------------------------------------------------ optimizers */
+
+typedef struct {
+    float *p, *m, *v;      /* a weight, and its running means; m is NULL for Adagrad, whose v is a sum */
+    const float *g;
+    long count;
+    float rate, correction; /* of this step, with the bias of the means taken out */
+} Moved;
+
+/* One step of Adam, AdamW or Adagrad, as torch.optim has them: `decay` times the weight is added to its gradient, and
+ * what remains of the weight is `keep` times itself. All tensors in one go: most are too small to share out. */
+void move(const Moved *all, long tensors, float b1, float b2, float eps, float decay, float keep, int threads) {
+#pragma omp parallel num_threads(threads)
+    for (const Moved *t = all; t < all + tensors; t++) {
+        const long me = omp_get_thread_num(), of = omp_get_num_threads();
+        const long from = t->count / 16 * me / of * 16, to = me + 1 < of ? t->count / 16 * (me + 1) / of * 16 : t->count;
+        float *restrict p = t->p, *restrict m = t->m, *restrict v = t->v;
+        const float *restrict gradient = t->g, rate = t->rate, correction = t->correction;
+        if (m)
+#pragma omp simd
+            for (long i = from; i < to; i++) {
+                const float g = gradient[i] + decay * p[i];
+                m[i] += (1 - b1) * (g - m[i]);
+                v[i] = b2 * v[i] + (1 - b2) * g * g;
+                p[i] = keep * p[i] - rate * m[i] / (__builtin_sqrtf(v[i]) * correction + eps);
+            }
+        else
+#pragma omp simd
+            for (long i = from; i < to; i++) {
+                const float g = gradient[i] + decay * p[i];
+                v[i] += g * g;
+                p[i] = keep * p[i] - rate * g / (__builtin_sqrtf(v[i]) + eps);
+            }
+    }
+}
+
+/* The sum of all squares, thread by thread and piece by piece, which keeps its digits. */
+double squares(const Moved *all, long tensors, int threads) {
+    double sums[threads];
+    memset(sums, 0, sizeof sums);
+#pragma omp parallel num_threads(threads)
+    for (const Moved *t = all; t < all + tensors; t++) {
+        const long me = omp_get_thread_num(), of = omp_get_num_threads();
+        const long to = t->count * (me + 1) / of;
+        for (long i = t->count * me / of, end; i < to; i = end) {
+            end = i + 4 * VL * 64 < to ? i + 4 * VL * 64 : to;
+            vec sum[4] = {{0}};
+            for (; i + 4 * VL <= end; i += 4 * VL)
+                for (int q = 0; q < 4; q++) sum[q] += LOAD(t->g + i + q * VL) * LOAD(t->g + i + q * VL);
+            sums[me] += total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+            for (; i < end; i++) sums[me] += (double)t->g[i] * t->g[i];
+        }
+    }
+    double sum = 0;
+    for (int i = 0; i < threads; i++) sum += sums[i];
+    return sum;
 }

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vaecli.paths import cache_dir
 
 SOURCE = Path(__file__).with_name("kernels.c")
-FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-Wl,--as-needed"]
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-Wl,--as-needed"]
 
 why_not: str | None = None
 
@@ -54,6 +54,14 @@ Spec = tuple[type[nn.Module], Sides, bool]
 Weights = Sequence[tuple[Tensor, Tensor | None]]  # of the layers that have some: weight and bias
 
 
+class _Moved(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("p", "m", "v", "g")],
+        ("count", ctypes.c_long),
+        *[(name, ctypes.c_float) for name in ("rate", "correction")],
+    ]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Layers in a row, for inputs of one shape."""
@@ -77,6 +85,10 @@ class Kernels:
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._library.forward.argtypes = [pointer, ctypes.c_long, pointer, number, number]
         self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number]
+        self._library.move.argtypes = [pointer, ctypes.c_long, *[ctypes.c_float] * 5, number]
+        self._library.move.restype = None
+        self._library.squares.argtypes = [pointer, ctypes.c_long, number]
+        self._library.squares.restype = ctypes.c_double
         self.has_bf16 = bool(self._library.has_bf16())
 
     def __deepcopy__(self, memo: Any) -> "Kernels":
@@ -133,6 +145,32 @@ class Kernels:
         if self._library.backward(call, len(call), *addresses, bf16 and self.has_bf16, torch.get_num_threads()):
             raise MemoryError("no memory for a network's layers")
         return grad_x, gradients
+
+    def move(
+        self,
+        tensors: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor]],
+        rates: Sequence[tuple[float, float]],
+        betas: tuple[float, float],
+        eps: float,
+        decay: float,
+        keep: float,
+    ) -> None:
+        """One step of Adam for weights, gradients, first and second moments; of Adagrad where there is no first one.
+
+        All four are float32 and lie alike in memory. `rates`: the learning rate divided by the first bias correction,
+        and the inverse root of the second. `decay` is added to the gradient, `keep` multiplies the weight.
+        """
+        each = [
+            _Moved(p.data_ptr(), None if m is None else m.data_ptr(), v.data_ptr(), g.data_ptr(), p.numel(), *rate)
+            for (p, g, m, v), rate in zip(tensors, rates, strict=True)
+        ]
+        self._library.move((_Moved * len(each))(*each), len(each), *betas, eps, decay, keep, torch.get_num_threads())
+
+    def norm(self, tensors: Sequence[Tensor]) -> float:
+        """The 2-norm of float32 tensors, taken together; they fill their memory without gaps."""
+        each = [_Moved(None, None, None, t.data_ptr(), t.numel()) for t in tensors]
+        threads = torch.get_num_threads()
+        return math.sqrt(self._library.squares((_Moved * len(each))(*each), len(each), threads))
 
     @staticmethod
     def _call(plan: Plan, between: Tensor, out: Tensor, weights: Weights) -> Any:
@@ -294,7 +332,9 @@ def _check(kernels: Kernels) -> None:
         grad = some(*expected.shape)
         out, between = kernels.forward(plan, x, [(weight, bias)], False)
         grad_x, [gradients] = kernels.backward(plan, grad, x, out, between, [(weight, bias)], False, True)
-        exact = torch.autograd.grad(expected, leaves, grad)
+        with torch.enable_grad():
+            score = (expected * grad).sum()  # with `grad_outputs`, torch imports its compiler, which takes a second
+        exact = torch.autograd.grad(score, leaves)
         pairs.extend(zip((out, grad_x, *gradients), (expected.detach(), *exact), strict=True))
 
     compare(nn.Linear, some(5, 32), some(16, 32), F.linear)

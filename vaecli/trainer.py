@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from vaecli import checkpoint, device, graph, output, schedules
+from vaecli import checkpoint, device, fast, graph, output, schedules
 from vaecli.batch import Batch, Split
 from vaecli.config import OptimConfig, RunConfig
 from vaecli.diagnosis import warn_while_training
@@ -139,11 +139,17 @@ class TrainState:
     seconds: float = 0.0  # time spent in training, over all sittings
     window: dict[str, float] = field(default_factory=dict)  # sums of logged scalars since the last record
     window_steps: int = 0
+    norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm  # of the gradients
 
     @classmethod
     def fresh(cls, model: Model, config: RunConfig) -> "TrainState":
         groups = model.optimizers(config.optim)
-        return cls({phase: (make_optimizer(*groups[phase]), groups[phase][1]) for phase in model.phases})
+        state = cls({phase: (make_optimizer(*groups[phase]), groups[phase][1]) for phase in model.phases})
+        if config.train.fast and model.device.type == "cpu":
+            state.norm = fast.total_norm
+            for optimizer, _ in state.optimizers.values():
+                fast.quicken(optimizer)
+        return state
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizers' tensors under flat names `phase/parameter/key`."""
@@ -411,7 +417,7 @@ def update(model: Model, config: RunConfig, state: TrainState, batch: Batch) -> 
         terms = model.loss(batch, hyper, phase)
         torch.autograd.backward(terms["loss"])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = state.norm([p.grad for p in parameters if p.grad is not None])
         values = {name: float(value.detach()) for name, value in {**terms, "grad_norm": norm}.items()}
         # Before the optimizer moves anything: what is kept and saved is always finite.
         if not all(map(math.isfinite, values.values())):
