@@ -275,6 +275,14 @@ def test_norm_of_all_gradients(kind: str) -> None:
     for some in (grads, grads[:4]):
         exact = torch.cat([g.double().flatten() for g in some]).norm()
         torch.testing.assert_close(fast.total_norm(some).double(), exact, rtol=1e-6, atol=0)
+    many = [torch.randn(300, 301)]
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(fast.total_norm(many))
+    torch.set_num_threads(before)
+    assert kind == "onednn" or found[0] == found[1] == found[2]
     for bad in (float("nan"), float("inf")):
         grads[0][3, 3] = bad
         assert not fast.total_norm(grads[:4]).isfinite()

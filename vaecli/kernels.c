@@ -1066,24 +1066,29 @@ void move(const Moved *all, long tensors, float b1, float b2, float eps, float d
     }
 }
 
-/* The sum of all squares, thread by thread and piece by piece, which keeps its digits. */
+/* The sum of all squares; piece by piece, which keeps its digits, and the same for any number of threads. */
 double squares(const Moved *all, long tensors, int threads) {
-    double sums[threads];
-    memset(sums, 0, sizeof sums);
+    enum { PIECE = 1 << 14 };
+    long pieces = 0;
+    for (long t = 0; t < tensors; t++) pieces += (all[t].count + PIECE - 1) / PIECE;
+    double sums[pieces + 1], sum = 0;
 #pragma omp parallel num_threads(threads)
-    for (const Moved *t = all; t < all + tensors; t++) {
+    {
         const long me = omp_get_thread_num(), of = omp_get_num_threads();
-        const long to = t->count * (me + 1) / of;
-        for (long i = t->count * me / of, end; i < to; i = end) {
-            end = i + 4 * VL * 64 < to ? i + 4 * VL * 64 : to;
-            vec sum[4] = {{0}};
-            for (; i + 4 * VL <= end; i += 4 * VL)
-                for (int q = 0; q < 4; q++) sum[q] += LOAD(t->g + i + q * VL) * LOAD(t->g + i + q * VL);
-            sums[me] += total((sum[0] + sum[1]) + (sum[2] + sum[3]));
-            for (; i < end; i++) sums[me] += (double)t->g[i] * t->g[i];
-        }
+        long piece = 0;
+        for (const Moved *t = all; t < all + tensors; t++)
+            for (long from = 0; from < t->count; from += PIECE, piece++) {
+                if (piece < pieces * me / of || piece >= pieces * (me + 1) / of) continue;
+                const long to = from + PIECE < t->count ? from + PIECE : t->count;
+                vec part[4] = {{0}};
+                double rest = 0;
+                long i = from;
+                for (; i + 4 * VL <= to; i += 4 * VL)
+                    for (int q = 0; q < 4; q++) part[q] += LOAD(t->g + i + q * VL) * LOAD(t->g + i + q * VL);
+                for (; i < to; i++) rest += (double)t->g[i] * t->g[i];
+                sums[piece] = total((part[0] + part[1]) + (part[2] + part[3])) + rest;
+            }
     }
-    double sum = 0;
-    for (int i = 0; i < threads; i++) sum += sums[i];
+    for (long piece = 0; piece < pieces; piece++) sum += sums[piece];
     return sum;
 }
