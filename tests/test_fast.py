@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vaecli import fast, native, nets, registry, trainer
+from vaecli import fast, likelihoods, native, nets, registry, trainer
 from vaecli.batch import Batch, DataInfo
 from vaecli.config import OptimConfig
 
@@ -26,6 +26,7 @@ NETS = {
     "locatello-rgb": (nets.LocatelloConfig(), (3, 64, 64)),
     "mlp": (nets.MlpConfig(hidden=[30]), (1, 9, 7)),
     "mlp-tanh": (nets.MlpConfig(hidden=[30, 20], activation="tanh"), (1, 9, 7)),
+    "mlp-elu": (nets.MlpConfig(hidden=[30, 20], activation="elu"), (1, 9, 7)),
     "resnet": (nets.ResnetConfig(width=4), (2, 13, 9)),
 }
 
@@ -87,12 +88,14 @@ def test_all_of_a_net_is_switched(kind: str) -> None:
     assert {type(m) for m in layers} == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
     assert all((m.alone is None) == (kind == "onednn") for m in layers)
     assert not any(isinstance(m, nn.ReLU) for m in quick.modules())
-    assert sum(m.relu for m in layers) == len(layers) - 2  # all but the two ends
+    assert sum(m.after == "relu" for m in layers) == len(layers) - 2  # all but the two ends
 
 
-@pytest.mark.parametrize(("name", "calls"), [("locatello", 1), ("burgess", 1), ("higgins-fc", 4), ("mlp-tanh", 3)])
+@pytest.mark.parametrize(
+    ("name", "calls"), [("locatello", 1), ("burgess", 1), ("higgins-fc", 1), ("mlp-tanh", 1), ("mlp-elu", 3)]
+)
 def test_the_kernels_are_used(name: str, calls: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole net is one call each way; a tanh parts it."""
+    """A whole net is one call each way, unless there is something else between its layers."""
     made = []
     for way in ("forward", "backward"):
         real = getattr(native.Kernels, way)
@@ -211,6 +214,32 @@ def test_a_switched_model_can_be_copied_and_takes_odd_inputs(kind: str) -> None:
     torch.testing.assert_close(convolution(x[0]), convolution(x)[0], rtol=1e-4, atol=1e-5)
     quick.double()
     torch.testing.assert_close(quick[0](x.double()), exact[0](x.double()))
+
+
+# ---- likelihood
+
+
+def test_bernoulli_likelihood(kind: str) -> None:
+    """Values, gradients and gradients of gradients through the switched likelihood."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(likelihoods.Bernoulli())
+    quick = copy.deepcopy(plain)
+    quick.append(nn.Linear(2, 2))
+    fast.accelerate(quick)
+    assert (type(quick[0]) is fast.FastBernoulli) == (kind == "kernels")
+    x, start, weight = torch.rand(3, 2, 5, 7), torch.randn(3, 2, 5, 7), torch.rand(3)
+    found = []
+    for model, dtype in ((quick, torch.float32), (plain, torch.float64)):
+        logits = start.to(dtype, copy=True).requires_grad_()
+        out = model[0].log_prob(x.to(dtype), logits, {})
+        (slope,) = torch.autograd.grad((out * weight).sum(), logits, retain_graph=True)
+        (again,) = torch.autograd.grad((out * weight).sum(), logits, create_graph=True)
+        again.square().sum().backward()
+        found.append([out, slope, again, logits.grad])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+    view = start.transpose(2, 3).contiguous().transpose(2, 3)
+    torch.testing.assert_close(quick[0].log_prob(x, view, {}), plain[0].log_prob(x, view, {}))
 
 
 # ---- optimizers

@@ -58,11 +58,11 @@ def layer(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    relu: bool = False,
+    after: str = "",
     bf16: bool = False,
 ) -> Tensor:
     """What one layer puts out."""
-    plan = kernels.plan([(kind, tuple(weight.shape), relu)], tuple(x.shape))
+    plan = kernels.plan([(kind, tuple(weight.shape), after)], tuple(x.shape))
     assert plan is not None
     return kernels.forward(plan, x, [(weight, bias)], bf16)[0]
 
@@ -74,20 +74,19 @@ def errors(
     weight: Tensor,
     bias: Tensor,
     plain: Callable[..., Tensor],
-    relu: bool,
+    after: str,
     bf16: bool,
 ) -> list[float]:
     """Errors of one layer's output and gradients by input, weight and bias, against float64."""
-    plan = kernels.plan([(kind, tuple(weight.shape), relu)], tuple(x.shape))
+    plan = kernels.plan([(kind, tuple(weight.shape), after)], tuple(x.shape))
     assert plan is not None
     exact = [t.double().requires_grad_() for t in (x, weight, bias)]
     out = plain(*exact)
-    if relu:
-        out = out.relu()
+    out = getattr(torch, after)(out) if after else out
     grad = torch.randn(out.shape)
     out.backward(grad.double())
     found, between = kernels.forward(plan, x, [(weight, bias)], bf16)
-    kept = out.detach().float() if relu else found  # the exact one, so that both mask the same
+    kept = out.detach().float() if after else found  # the exact one, so that both mask the same
     grad_x, [gradients] = kernels.backward(
         plan, grad, x, native._last(kept), between, [(weight, bias)], bf16, wants_x=True
     )
@@ -97,7 +96,7 @@ def errors(
 
 
 def convolution(
-    kernels: native.Kernels, shape: tuple[int, ...], transposed: bool, relu: bool, bf16: bool
+    kernels: native.Kernels, shape: tuple[int, ...], transposed: bool, after: str, bf16: bool
 ) -> list[float]:
     torch.manual_seed(0)
     n, h, w, small, large, kernel = shape
@@ -106,17 +105,17 @@ def convolution(
     bias = torch.randn(large if transposed else small)
     kind: type[nn.Module] = nn.ConvTranspose2d if transposed else nn.Conv2d
     plain = partial(F.conv_transpose2d if transposed else F.conv2d, stride=2, padding=(kernel - 2) // 2)
-    return errors(kernels, kind, x, weight, bias, plain, relu, bf16)
+    return errors(kernels, kind, x, weight, bias, plain, after, bf16)
 
 
 @needs_kernels
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize("after", ["", "relu"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["down", "up"])
 def test_convolutions_equal_those_in_float64(
-    shape: tuple[int, ...], transposed: bool, relu: bool, threads: int
+    shape: tuple[int, ...], transposed: bool, after: str, threads: int
 ) -> None:
-    assert max(convolution(KERNELS, shape, transposed, relu, bf16=False)) < 5e-6
+    assert max(convolution(KERNELS, shape, transposed, after, bf16=False)) < 5e-6
 
 
 @needs_kernels
@@ -124,7 +123,7 @@ def test_convolutions_equal_those_in_float64(
 @pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
 @pytest.mark.parametrize("transposed", [False, True], ids=["down", "up"])
 def test_convolutions_in_bf16_are_near(shape: tuple[int, ...], transposed: bool, threads: int) -> None:
-    errors = convolution(KERNELS, shape, transposed, relu=True, bf16=True)
+    errors = convolution(KERNELS, shape, transposed, "relu", bf16=True)
     assert max(errors) < 3e-2 and min(errors[:3]) > 1e-4  # rounded, and to 8 bits
     assert errors[3] < 5e-6  # a sum, no product
 
@@ -133,16 +132,18 @@ def test_convolutions_in_bf16_are_near(shape: tuple[int, ...], transposed: bool,
 @pytest.mark.parametrize(
     "sizes", [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200), (64, 20, 256), (5, 1, 7)], ids=str
 )
-@pytest.mark.parametrize("relu", [False, True], ids=["", "relu"])
+@pytest.mark.parametrize("after", native.ACTIVATIONS)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_linear_layers_equal_those_in_float64(
-    sizes: tuple[int, int, int], relu: bool, bf16: bool, threads: int
+    sizes: tuple[int, int, int], after: str, bf16: bool, threads: int
 ) -> None:
     if bf16 and not KERNELS.has_bf16:
         pytest.skip("no bfloat16 arithmetic here")
     torch.manual_seed(0)
     m, n, k = sizes
-    found = errors(KERNELS, nn.Linear, torch.randn(m, k), torch.randn(n, k), torch.randn(n), F.linear, relu, bf16)
+    found = errors(
+        KERNELS, nn.Linear, torch.randn(m, k), torch.randn(n, k) / k**0.5, torch.randn(n), F.linear, after, bf16
+    )
     assert max(found) < (2e-2 if bf16 else 5e-6)
     assert found[3] < 5e-6 and (not bf16 or min(found[:3]) > 1e-4)
 
@@ -155,9 +156,9 @@ def test_images_that_are_mostly_black(share: float, bf16: bool, threads: int) ->
     torch.manual_seed(0)
     x = torch.randn(37, 20, 16) * (torch.rand(37, 20, 1) < share)
     x[0, 0, 3], x[1] = 1.0, 0.0
-    weight, bias = torch.randn(48, 320), torch.randn(48)
-    for relu in (False, True):
-        found = errors(KERNELS, nn.Linear, x.flatten(1), weight, bias, F.linear, relu, bf16)
+    weight, bias = torch.randn(48, 320) / 320**0.5, torch.randn(48)
+    for after in native.ACTIVATIONS:
+        found = errors(KERNELS, nn.Linear, x.flatten(1), weight, bias, F.linear, after, bf16)
         assert max(found) < (2e-2 if bf16 else 5e-6)
     x[5, 2, 7] = float("nan")
     out = layer(KERNELS, nn.Linear, x.flatten(1), weight, bias)
@@ -165,14 +166,14 @@ def test_images_that_are_mostly_black(share: float, bf16: bool, threads: int) ->
 
 
 ROW: list[native.Spec] = [
-    (nn.Conv2d, (16, 1, 4, 4), True),
-    (nn.Conv2d, (32, 16, 4, 4), True),
-    (nn.Flatten, (), False),
-    (nn.Linear, (20, 32 * 4 * 3), True),
-    (nn.Linear, (32 * 4 * 3, 20), False),
-    (nn.Unflatten, (32, 4, 3), False),
-    (nn.ConvTranspose2d, (32, 16, 4, 4), True),
-    (nn.ConvTranspose2d, (16, 3, 4, 4), False),
+    (nn.Conv2d, (16, 1, 4, 4), "relu"),
+    (nn.Conv2d, (32, 16, 4, 4), "relu"),
+    (nn.Flatten, (), ""),
+    (nn.Linear, (20, 32 * 4 * 3), "tanh"),
+    (nn.Linear, (32 * 4 * 3, 20), ""),
+    (nn.Unflatten, (32, 4, 3), ""),
+    (nn.ConvTranspose2d, (32, 16, 4, 4), "relu"),
+    (nn.ConvTranspose2d, (16, 3, 4, 4), ""),
 ]
 
 
@@ -185,7 +186,7 @@ def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
     biases = [torch.randn(s[1] if kind is nn.ConvTranspose2d else s[0]) for kind, s in shapes]
     exact = [t.double().requires_grad_() for t in (x, *weights, *biases)]
     y, given = exact[0], iter(zip(exact[1:7], exact[7:], strict=True))
-    for kind, shape, relu in ROW:
+    for kind, shape, after in ROW:
         if kind is nn.Flatten:
             y = y.flatten(1)
         elif kind is nn.Unflatten:
@@ -194,7 +195,7 @@ def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
             y = F.linear(y, *next(given))
         else:
             y = (F.conv2d if kind is nn.Conv2d else F.conv_transpose2d)(y, *next(given), stride=2, padding=1)
-        y = y.relu() if relu else y
+        y = getattr(torch, after)(y) if after else y
     grad = torch.randn(y.shape)
     y.backward(grad.double())
     plan = KERNELS.plan(ROW, tuple(x.shape))
@@ -212,8 +213,8 @@ def test_nan_goes_through() -> None:
     """A value that is no number must not be hidden by a ReLU: training looks for it to stop."""
     x, weight = torch.full((1, 16, 4, 4), float("nan")), torch.randn(16, 16, 4, 4)
     for kind in (nn.Conv2d, nn.ConvTranspose2d):
-        assert layer(KERNELS, kind, x, weight, relu=True).isnan().all()
-    assert layer(KERNELS, nn.Linear, torch.full((1, 16), float("nan")), torch.randn(16, 16), relu=True).isnan().all()
+        assert layer(KERNELS, kind, x, weight, after="relu").isnan().all()
+    assert layer(KERNELS, nn.Linear, torch.full((1, 16), float("nan")), torch.randn(16, 16), after="relu").isnan().all()
 
 
 @needs_kernels
@@ -238,7 +239,7 @@ def test_other_memory_layouts() -> None:
 def test_the_same_numbers_again() -> None:
     torch.manual_seed(0)
     x, weight, grad = torch.randn(7, 32, 16, 16), torch.randn(32, 32, 4, 4), torch.randn(7, 32, 8, 8)
-    plan = KERNELS.plan([(nn.Conv2d, (32, 32, 4, 4), False)], tuple(x.shape))
+    plan = KERNELS.plan([(nn.Conv2d, (32, 32, 4, 4), "")], tuple(x.shape))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -249,6 +250,35 @@ def test_the_same_numbers_again() -> None:
     assert runs[0][1][0][1] is None  # no bias, no gradient of it
     for grad_x, [(grad_weight, _)] in runs[1:]:
         assert torch.equal(grad_x, runs[0][0]) and torch.equal(grad_weight, runs[0][1][0][0])
+
+
+@needs_kernels
+@pytest.mark.parametrize("values", [1, 15, 16, 100, 4096])
+def test_bernoulli_likelihood_equals_that_in_float64(values: int, threads: int) -> None:
+    """Over all sizes of logits, and both for black and white and for grey pixels."""
+    torch.manual_seed(0)
+    logits = torch.cat([torch.randn(20, values) * 5, torch.randn(20, values) * 1e-3, torch.randn(20, values) * 40])
+    x = torch.where(torch.rand(60, 1) < 0.5, torch.rand(60, values), (torch.rand(60, values) < 0.5).float())
+    exact = logits.double().requires_grad_()
+    terms = F.binary_cross_entropy_with_logits(exact, x.double(), reduction="none")
+    terms.sum().backward()
+    out, slope = KERNELS.bernoulli(x, logits, wants_slope=True)
+    # Against the sum of the terms' sizes: where x l and log(1 + e^l) nearly cancel, float32 has no more digits.
+    scale = (x * logits.abs()).double().sum(1) + terms.sum(1).detach()
+    assert float(((out.double() + terms.sum(1)).detach().abs() / scale).max()) < 5e-7
+    torch.testing.assert_close(slope.double(), -exact.grad, rtol=1e-5, atol=2e-7)
+    assert KERNELS.bernoulli(x, logits, wants_slope=False)[1] is None
+    logits[3, values // 2] = float("nan")
+    out, slope = KERNELS.bernoulli(x, logits, wants_slope=True)
+    assert out.isnan().nonzero().tolist() == [[3]] and slope.isnan().nonzero().tolist() == [[3, values // 2]]
+
+
+@needs_kernels
+def test_tanh_keeps_the_digits() -> None:
+    x = torch.cat([torch.logspace(-30, 1.5, 500), torch.tensor([0.0, 0.39999, 0.4, 0.40001, 88.0, 1e4])])
+    x = torch.cat([x, -x])[:, None].repeat(1, 16)
+    out = layer(KERNELS, nn.Linear, x, torch.eye(16), after="tanh")
+    torch.testing.assert_close(out.double(), x.double().tanh(), rtol=5e-7, atol=0)
 
 
 # ---- building
@@ -268,11 +298,11 @@ def test_without_the_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not narrow.has_bf16
     for shape in (SHAPES[1], SHAPES[2], SHAPES[7], SHAPES[10]):
         for transposed in (False, True):
-            assert max(convolution(narrow, shape, transposed, relu=True, bf16=False)) < 5e-6
+            assert max(convolution(narrow, shape, transposed, "relu", bf16=False)) < 5e-6
     x = torch.randn(5, 4, 48)
     for rows in (x.flatten(1), (x * (torch.rand(5, 4, 1) < 0.2)).flatten(1)):
         weight, bias = torch.randn(32, 192), torch.randn(32)
-        assert max(errors(narrow, nn.Linear, rows, weight, bias, F.linear, relu=True, bf16=False)) < 5e-6
+        assert max(errors(narrow, nn.Linear, rows, weight, bias, F.linear, "relu", bf16=False)) < 5e-6
 
 
 @needs_kernels
@@ -336,7 +366,7 @@ def test_no_error_of_building_ends_training(monkeypatch: pytest.MonkeyPatch, tmp
 @needs_kernels
 def test_what_does_not_fit_is_not_taken() -> None:
     def fits(*shape: int, kind: type[nn.Module] = nn.Conv2d, weight: tuple[int, ...] = (16, 16, 4, 4)) -> bool:
-        return KERNELS.plan([(kind, weight, False)], shape) is not None
+        return KERNELS.plan([(kind, weight, "")], shape) is not None
 
     assert fits(2, 16, 4, 4) and fits(2, 16, 4, 4, kind=nn.ConvTranspose2d)
     assert not fits(0, 16, 4, 4) and not fits(2, 16, 3, 4) and not fits(2, 8, 4, 4) and not fits(16, 4, 4)
@@ -350,7 +380,7 @@ def test_what_does_not_fit_is_not_taken() -> None:
 @needs_kernels
 def test_they_do_not_depend_on_torch_s_defaults() -> None:
     x, weight = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 4, 4)
-    plan = KERNELS.plan([(nn.Conv2d, (16, 16, 4, 4), False)], tuple(x.shape))
+    plan = KERNELS.plan([(nn.Conv2d, (16, 16, 4, 4), "")], tuple(x.shape))
     torch.set_default_dtype(torch.float64)
     try:
         out, between = KERNELS.forward(plan, x, [(weight, None)], False)

@@ -80,6 +80,51 @@ static float *zeros(long count) {
     return p;
 }
 
+/* ------------------------------------------------------------------------------------------ elementary functions */
+
+INLINE vec choose(ints lanes, vec yes, vec no) { return (vec)(((ints)yes & lanes) | ((ints)no & ~lanes)); }
+INLINE vec magnitude(vec x) { return (vec)((ints)x & 0x7fffffff); }
+
+/* exp(x) for x <= 0 to 1 in 10^7, and 0 below -87: x = n ln 2 + r, and e^r by its Taylor series, |r| < 0.35. */
+INLINE vec exp_of_negative(vec x) {
+    const vec shift = (vec){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const vec n = (x * 1.442695041f + shift) - shift;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* ln 2 in two parts, the first of few bits */
+    vec y = (vec){0} + 1.0f / 5040;
+    y = y * r + 1.0f / 720, y = y * r + 1.0f / 120, y = y * r + 1.0f / 24;
+    y = y * r + 1.0f / 6, y = y * r + 0.5f, y = y * r + 1.0f, y = y * r + 1.0f;
+    const ints power = (__builtin_convertvector(n, ints) + 127) << 23;
+    return unless(x < -87.0f, y * (vec)power);
+}
+
+/* log(1 + e) for 0 <= e <= 1: 2 artanh(e / (2 + e)) by its series, whose argument is at most 1/3. */
+INLINE vec log1p_of_share(vec e) {
+    const vec s = e / (2.0f + e), t = s * s;
+    vec y = (vec){0} + 2.0f / 15;
+    y = y * t + 2.0f / 13, y = y * t + 2.0f / 11, y = y * t + 2.0f / 9;
+    y = y * t + 2.0f / 7, y = y * t + 2.0f / 5, y = y * t + 2.0f / 3, y = y * t + 2.0f;
+    return y * s;
+}
+
+/* tanh: 1 - 2 / (e^2x + 1), near 0 its Taylor series, which keeps the digits. */
+INLINE vec tanh_of(vec x) {
+    const vec size = magnitude(x), e = exp_of_negative(-2.0f * size), t = x * x;
+    const vec far = (1.0f - e) / (1.0f + e);
+    vec near = (vec){0} + 21844.0f / 6081075;
+    near = near * t - 1382.0f / 155925, near = near * t + 62.0f / 2835, near = near * t - 17.0f / 315;
+    near = near * t + 2.0f / 15, near = near * t - 1.0f / 3, near = near * t + 1.0f;
+    return choose(size < 0.4f, near * x, (vec)((ints)far | ((ints)x & (int)0x80000000)));
+}
+
+/* What follows a layer. */
+enum { NOTHING, RELU, TANH };
+
+/* The gradient before it, from that after it and what it put out. */
+INLINE vec through(int after, vec out, vec g) {
+    if (after == TANH) return g * (1.0f - out * out);
+    return unless(out <= 0, g);
+}
+
 /* ------------------------------------------------------------------------------------------------------- products */
 
 /* C[m][n] = start[n], or C[m][n] where `add`, + sum over segments and k of A[m am + k ak + segment sa] B[k + ..][n].
@@ -671,13 +716,13 @@ static int direct(int pass, Shape shape, Call c) {
 
 /* -------------------------------------------------------------------------------------------------- linear layers */
 
-/* y[m][n] = relu(x[m][k] w[n][k]' + bias[n]). Numbers of columns are multiples of 16; rows are filled up to `m16`. */
+/* y[m][n] = after(x[m][k] w[n][k]' + bias[n]). Numbers of columns are multiples of 16; rows are filled up to `m16`. */
 typedef struct {
     const float *x, *w, *bias;
-    const float *g, *kept;   /* backward: gradient by y; y itself where there was a ReLU */
+    const float *g, *kept;   /* backward: gradient by y; y itself where something followed */
     float *out, *gw, *gb;    /* y, or the gradient by x (NULL where not wanted); gb may be NULL */
     long m, n, k;
-    int relu, bf16, threads;
+    int after, bf16, threads;
 } Linear;
 
 enum { DEEP = 512, WIDE = 1024, SIDE = 128 }; /* pieces of the products that stay in the second cache */
@@ -745,7 +790,7 @@ static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) 
             }
             for (int j = 0; j < ROWS; j++) {
                 const float y = total(sum[j]) + (c->bias ? c->bias[r + j] : 0);
-                c->out[i * c->n + r + j] = c->relu && y < 0 ? 0 : y;
+                c->out[i * c->n + r + j] = c->after == RELU && y < 0 ? 0 : y;
             }
         }
     }
@@ -771,6 +816,13 @@ INLINE void fetch(const float *rows, long count, long columns, long pitch) {
         for (long e = 0; e < columns; e += 16) __builtin_prefetch(rows + i * pitch + e, 0, 2);
 }
 
+static void finish_linear(const Linear *c) {
+    if (c->after != TANH) return;
+#pragma omp parallel for schedule(static) num_threads(c->threads)
+    for (long i = 0; i < c->m * c->n; i += 16)
+        for (long v = 0; v < 16; v += VL) STORE(c->out + i + v, tanh_of(LOAD(c->out + i + v)));
+}
+
 static int linear(Linear c) {
     const long m16 = (c.m + 15) / 16 * 16, n = c.n, k = c.k;
     const Sparse few = sparse(c.x, c.m, k);
@@ -778,7 +830,8 @@ static int linear(Linear c) {
 #pragma omp parallel for schedule(static) num_threads(c.threads)
         for (long part = 0; part < c.threads; part++)
             linear_sparse(&c, &few, n / 16 * part / c.threads * 16, n / 16 * (part + 1) / c.threads * 16);
-        return release(few), 0;
+        finish_linear(&c), release(few);
+        return 0;
     }
     release(few);
     float *xt = room(k * m16), *pairs = room(c.bf16 ? k * m16 / 2 : 0), *yt = room(n * m16);
@@ -820,11 +873,12 @@ static int linear(Linear c) {
             for (long i = 0; i < c.m; i++)
                 for (long r = from; r < to; r++) {
                     const float y = yt[r * m16 + i] + (c.bias ? c.bias[r] : 0);
-                    c.out[i * n + r] = c.relu && y < 0 ? 0 : y;
+                    c.out[i * n + r] = c.after == RELU && y < 0 ? 0 : y;
                 }
         }
         free(halves);
     }
+    if (!failed) finish_linear(&c);
     free(xt), free(pairs), free(yt);
     return failed;
 }
@@ -852,7 +906,7 @@ static int linear_backward(Linear c) {
                 for (long v = 0; v < 16 / VL; v++) {
                     const long at = i * n + e + v * VL;
                     vec y = {0};
-                    if (i < c.m) y = c.kept ? unless(LOAD(c.kept + at) <= 0, LOAD(c.g + at)) : LOAD(c.g + at);
+                    if (i < c.m) y = c.kept ? through(c.after, LOAD(c.kept + at), LOAD(c.g + at)) : LOAD(c.g + at);
                     STORE(g + at, y);
                     sum[v] += y;
                 }
@@ -866,7 +920,7 @@ static int linear_backward(Linear c) {
         if (c.bf16)
 #pragma omp for schedule(static)
             for (long i = 0; i < m16; i += 2) {
-                pair_floats(full + i * k, 2, k, xwords + i / 2 * k);
+                if (!few.few) pair_floats(full + i * k, 2, k, xwords + i / 2 * k);
                 pair_floats(g + i * n, 2, n, gwords + i / 2 * n);
             }
 #endif
@@ -945,12 +999,13 @@ static int linear_any(int (*pass)(Linear), Linear c) {
         copy_rows(c.x, c.m, c.k, x, k), copy_rows(c.w, c.n, c.k, w, k);
         if (c.bias) copy_rows(c.bias, 1, c.n, bias, n);
         Linear full = {.x = x, .w = w, .bias = bias, .m = c.m, .n = n, .k = k,
-                       .relu = c.relu, .bf16 = c.bf16, .threads = c.threads};
+                       .after = c.after, .bf16 = c.bf16, .threads = c.threads};
         if (back) {
             copy_rows(c.g, c.m, c.n, y, n);
             for (long i = 0; c.kept && i < c.m; i++)
                 for (long j = 0; j < c.n; j++)
-                    if (c.kept[i * c.n + j] <= 0) y[i * n + j] = 0;
+                    if (c.after == TANH) y[i * n + j] *= 1 - c.kept[i * c.n + j] * c.kept[i * c.n + j];
+                    else if (c.kept[i * c.n + j] <= 0) y[i * n + j] = 0;
             full.bias = 0, full.g = y, full.gw = gw, full.gb = bias, full.out = c.out ? gx : 0;
         } else full.out = y;
         failed = pass(full);
@@ -970,7 +1025,7 @@ enum { CONVOLUTION, TRANSPOSED, LINEAR, TO_PLANES, TO_PIXELS };
 
 typedef struct {
     Shape shape;           /* a linear layer has n rows, cs outputs and cl inputs; TO_... n, h, w and cs channels */
-    long kind, relu, size; /* size: floats that come in */
+    long kind, after, size; /* size: floats that come in */
     const float *w, *bias;
     float *out;            /* what the forward pass puts out is wanted by the backward pass */
     float *gw, *gb;        /* gb may be NULL */
@@ -992,10 +1047,10 @@ int forward(const Layer *layers, long count, const float *x, int bf16, int threa
     for (const Layer *l = layers; l < layers + count && !failed; x = l++->out) {
         const Shape s = l->shape;
         Call call = {.l = x, .s = x, .w = l->w, .bias = l->bias, .out = l->out,
-                     .relu = l->relu, .bf16 = bf16, .threads = threads};
+                     .relu = l->after == RELU, .bf16 = bf16, .threads = threads};
         if (l->kind == LINEAR)
             failed = linear_any(linear, (Linear){.x = x, .w = l->w, .bias = l->bias, .out = l->out, .m = s.n, .n = s.cs,
-                                                 .k = s.cl, .relu = l->relu, .bf16 = bf16, .threads = threads});
+                                                 .k = s.cl, .after = l->after, .bf16 = bf16, .threads = threads});
         else if (l->kind >= TO_PLANES) swap(s, l->kind, x, l->out, threads);
         else failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(l->kind == CONVOLUTION ? DOWN : UP, s, call);
     }
@@ -1011,7 +1066,7 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
     for (long i = count - 1; i >= 0 && !failed; i--) {
         const Layer *l = layers + i;
         const Shape s = l->shape;
-        const float *in = i ? layers[i - 1].out : x, *kept = l->relu ? l->out : 0;
+        const float *in = i ? layers[i - 1].out : x, *kept = l->after ? l->out : 0;
         float *out = i ? places[i % 2] : gx;
         Call call = {.l = in, .s = g, .kept = kept, .w = l->w, .out = out, .gw = l->gw, .gb = l->gb,
                      .bf16 = bf16, .threads = threads};
@@ -1019,7 +1074,7 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
         if (l->kind == LINEAR)
             failed = linear_any(linear_backward, (Linear){.x = in, .w = l->w, .g = g, .kept = kept, .out = out,
                                                           .gw = l->gw, .gb = l->gb, .m = s.n, .n = s.cs, .k = s.cl,
-                                                          .bf16 = bf16, .threads = threads});
+                                                          .after = l->after, .bf16 = bf16, .threads = threads});
         else if (l->kind < TO_PLANES)
             failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(
                 l->kind == CONVOLUTION ? DOWN_BACKWARD : UP_BACKWARD, s, call);
@@ -1028,6 +1083,30 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
     }
     free(places[0]), free(places[1]);
     return failed;
+}
+
+/* ------------------------------------------------------------------------------------------------------ likelihood */
+
+/* Sum over an image's values of x log p + (1 - x) log(1 - p), p = sigmoid(l), and, if wanted, its slope x - p by l. */
+void bernoulli(const float *x, const float *l, float *out, float *slope, long images, long values, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long n = 0; n < images; n++) {
+        vec sum = {0};
+        for (long i = n * values; i < (n + 1) * values; i += VL) {
+            const long left = (n + 1) * values - i;
+            float rest[3][VL];
+            const int whole = left >= VL;
+            if (!whole) /* what fills up has likelihood 1 */
+                for (int e = 0; e < VL; e++) rest[0][e] = e < left ? x[i + e] : 0, rest[1][e] = e < left ? l[i + e] : -100;
+            const vec xv = LOAD(whole ? x + i : rest[0]), lv = LOAD(whole ? l + i : rest[1]);
+            const vec e = exp_of_negative(-magnitude(lv)), p = choose(lv < 0, e, 1.0f + (vec){0}) / (1.0f + e);
+            sum += xv * lv - unless(lv < 0, lv) - log1p_of_share(e);
+            if (!slope) continue;
+            STORE(whole ? slope + i : rest[2], xv - p);
+            if (!whole) memcpy(slope + i, rest[2], left * sizeof(float));
+        }
+        out[n] = total(sum);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------ optimizers */

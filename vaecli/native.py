@@ -42,15 +42,16 @@ class _Shape(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = [
         ("shape", _Shape),
-        *[(name, ctypes.c_long) for name in ("kind", "relu", "size")],
+        *[(name, ctypes.c_long) for name in ("kind", "after", "size")],
         *[(name, ctypes.c_void_p) for name in ("w", "bias", "out", "gw", "gb")],
     ]
 
 
 Sides = tuple[int, ...]
 # A layer, as far as the kernels care: its kind (an nn.Module class), the shape of its weight (for nn.Unflatten that of
-# an image), and whether a ReLU follows.
-Spec = tuple[type[nn.Module], Sides, bool]
+# an image), and the activation that follows: "", "relu" or, after a linear layer, "tanh".
+Spec = tuple[type[nn.Module], Sides, str]
+ACTIVATIONS = ("", "relu", "tanh")
 Weights = Sequence[tuple[Tensor, Tensor | None]]  # of the layers that have some: weight and bias
 
 
@@ -85,6 +86,8 @@ class Kernels:
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._library.forward.argtypes = [pointer, ctypes.c_long, pointer, number, number]
         self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number]
+        self._library.bernoulli.argtypes = [*[pointer] * 4, ctypes.c_long, ctypes.c_long, number]
+        self._library.bernoulli.restype = None
         self._library.move.argtypes = [pointer, ctypes.c_long, *[ctypes.c_float] * 5, number]
         self._library.move.restype = None
         self._library.squares.argtypes = [pointer, ctypes.c_long, number]
@@ -102,15 +105,15 @@ class Kernels:
         """How to run these layers on inputs of that shape; None if one of them does not fit."""
         steps: list[_Layer] = []
         sizes: list[int] = []
-        for kind, weight, relu in specs:
+        for kind, weight, after in specs:
             found = _step(kind, weight, shape)
-            if found is None or math.prod(shape) == 0:
+            if found is None or math.prod(shape) == 0 or (after == "tanh" and kind is not nn.Linear):
                 return None
-            code, sides, after = found
+            code, sides, next_shape = found
             if code < _TO_PLANES or (sides.cs > 1 and sides.h * sides.w > 1):  # else the values lie as they should
-                steps.append(_Layer(sides, code, relu, math.prod(shape)))
-                sizes.append(math.prod(after))
-            shape = after
+                steps.append(_Layer(sides, code, ACTIVATIONS.index(after), math.prod(shape)))
+                sizes.append(math.prod(next_shape))
+            shape = next_shape
         return Plan((_Layer * len(steps))(*steps), sizes, shape) if steps else None
 
     def forward(self, plan: Plan, x: Tensor, weights: Weights, bf16: bool) -> tuple[Tensor, Tensor]:
@@ -145,6 +148,14 @@ class Kernels:
         if self._library.backward(call, len(call), *addresses, bf16 and self.has_bf16, torch.get_num_threads()):
             raise MemoryError("no memory for a network's layers")
         return grad_x, gradients
+
+    def bernoulli(self, x: Tensor, logits: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Log-likelihood of every image, (B,), and if wanted its gradient by the logits; float32 throughout."""
+        x, logits = (t if t.is_contiguous() else t.contiguous() for t in (x, logits))
+        out, slope = logits.new_empty(len(x)), torch.empty_like(logits) if wants_slope else None
+        addresses = x.data_ptr(), logits.data_ptr(), out.data_ptr(), None if slope is None else slope.data_ptr()
+        self._library.bernoulli(*addresses, len(x), math.prod(x.shape[1:]), torch.get_num_threads())
+        return out, slope
 
     def move(
         self,
@@ -322,7 +333,7 @@ def _check(kernels: Kernels) -> None:
     pairs: list[tuple[Tensor | None, Tensor]] = []
 
     def compare(kind: type[nn.Module], x: Tensor, weight: Tensor, plain: Callable[..., Tensor]) -> None:
-        plan = kernels.plan([(kind, tuple(weight.shape), False)], tuple(x.shape))
+        plan = kernels.plan([(kind, tuple(weight.shape), "")], tuple(x.shape))
         if plan is None:
             raise RuntimeError("a layer does not fit the kernels made for it")
         bias = some(weight.shape[1] if kind is nn.ConvTranspose2d else weight.shape[0])
