@@ -193,6 +193,20 @@ def test_second_derivatives_under_autocast(kind: str) -> None:
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.05
 
 
+def test_a_graph_that_is_kept_can_be_gone_through_again(kind: str) -> None:
+    """Gradients take the place of what the layers put out only on the last way back."""
+    quick, _, shape = pair("burgess")
+    out = through(quick, torch.rand(3, *shape))[1].square().sum()
+    found = []
+    for keep in (True, True, False):
+        quick.zero_grad()
+        out.backward(retain_graph=keep)
+        found.append([p.grad.clone() for p in quick.parameters()])
+    assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(found[0], again, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+
+
 def test_a_layer_used_twice_keeps_its_relu_apart(kind: str) -> None:
     torch.manual_seed(0)
     shared = nn.Linear(16, 16)

@@ -177,16 +177,30 @@ ROW: list[native.Spec] = [
 ]
 
 
+OTHER_ROW: list[native.Spec] = [  # what the first does not have: a gradient on its way through other things
+    (nn.Linear, (128, 9), "tanh"),
+    (nn.Unflatten, (16, 4, 2), ""),
+    (nn.Conv2d, (16, 16, 2, 2), "relu"),
+    (nn.ConvTranspose2d, (16, 4, 4, 4), "relu"),
+    (nn.Conv2d, (32, 4, 4, 4), "relu"),
+    (nn.Flatten, (), ""),
+    (nn.Linear, (21, 64), "relu"),
+    (nn.Linear, (16, 21), "tanh"),
+    (nn.Linear, (16, 16), "tanh"),
+]
+
+
 @needs_kernels
-def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
+@pytest.mark.parametrize(("row", "sides"), [(ROW, (7, 1, 16, 12)), (OTHER_ROW, (7, 9))], ids=["convolutions", "other"])
+def test_layers_in_a_row_equal_those_in_float64(row: list[native.Spec], sides: tuple[int, ...], threads: int) -> None:
     torch.manual_seed(0)
-    x = torch.randn(7, 1, 16, 12)
-    shapes = [(kind, shape) for kind, shape, _ in ROW if len(shape) in (2, 4)]
+    x = torch.randn(sides)
+    shapes = [(kind, shape) for kind, shape, _ in row if len(shape) in (2, 4)]
     weights = [torch.randn(shape) / math.prod(shape[1:]) ** 0.5 for _, shape in shapes]
     biases = [torch.randn(s[1] if kind is nn.ConvTranspose2d else s[0]) for kind, s in shapes]
     exact = [t.double().requires_grad_() for t in (x, *weights, *biases)]
-    y, given = exact[0], iter(zip(exact[1:7], exact[7:], strict=True))
-    for kind, shape, after in ROW:
+    y, given = exact[0], iter(zip(exact[1 : 1 + len(shapes)], exact[1 + len(shapes) :], strict=True))
+    for kind, shape, after in row:
         if kind is nn.Flatten:
             y = y.flatten(1)
         elif kind is nn.Unflatten:
@@ -194,11 +208,12 @@ def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
         elif kind is nn.Linear:
             y = F.linear(y, *next(given))
         else:
-            y = (F.conv2d if kind is nn.Conv2d else F.conv_transpose2d)(y, *next(given), stride=2, padding=1)
+            convolve = F.conv2d if kind is nn.Conv2d else F.conv_transpose2d
+            y = convolve(y, *next(given), stride=2, padding=(shape[2] - 2) // 2)
         y = getattr(torch, after)(y) if after else y
     grad = torch.randn(y.shape)
     y.backward(grad.double())
-    plan = KERNELS.plan(ROW, tuple(x.shape))
+    plan = KERNELS.plan(row, tuple(x.shape))
     pairs = list(zip(weights, biases, strict=True))
     out, between = KERNELS.forward(plan, x, pairs, False)
     grad_x, gradients = KERNELS.backward(plan, grad, x, out, between, pairs, False, True)
@@ -206,6 +221,9 @@ def test_layers_in_a_row_equal_those_in_float64(threads: int) -> None:
     for a, b in zip([grad_x, *(g for pair in zip(*gradients, strict=True) for g in pair)], exact, strict=True):
         assert a.shape == b.shape and float((a - b.grad).norm() / b.grad.norm()) < 5e-6
     assert KERNELS.backward(plan, grad, x, out, between, pairs, False, False)[0] is None
+    spent_x, spent = KERNELS.backward(plan, grad, x, out, between, pairs, False, True, spend=True)
+    assert torch.equal(spent_x, grad_x)
+    assert all(torch.equal(a, b) for two in zip(spent, gradients, strict=True) for a, b in zip(*two, strict=True))
 
 
 @needs_kernels

@@ -257,6 +257,14 @@ class _Chained(torch.autograd.Function):
         return grad_x, *nothing, *(gradient for pair in pairs for gradient in pair)
 
 
+def _last_use() -> bool:
+    """Whether nobody will go back through the graph again."""
+    try:
+        return not torch._C._autograd._get_current_graph_task_keep_graph()
+    except AttributeError:  # torch's own business: another version may not tell
+        return False
+
+
 def _pairs(weights: Sequence[Any]) -> native.Weights:
     return list(zip(weights[::2], weights[1::2], strict=True))
 

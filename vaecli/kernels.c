@@ -54,6 +54,7 @@ typedef struct {
     const float *w, *bias;  /* bias may be NULL */
     float *out, *gw, *gb;   /* backward: out and gb may be NULL where not wanted */
     int relu, bf16, threads;
+    int before;             /* backward: what the input came out of; its gradient goes through that, too */
 } Call;
 
 enum { DOWN, UP, DOWN_BACKWARD, UP_BACKWARD };
@@ -122,7 +123,12 @@ enum { NOTHING, RELU, TANH };
 /* The gradient before it, from that after it and what it put out. */
 INLINE vec through(int after, vec out, vec g) {
     if (after == TANH) return g * (1.0f - out * out);
-    return unless(out <= 0, g);
+    return after == RELU ? (vec)((ints)g & ~(out <= 0)) : g;
+}
+
+INLINE float through_one(int after, float out, float g) {
+    if (after == TANH) return g * (1.0f - out * out);
+    return after == RELU && out <= 0 ? 0 : g;
 }
 
 /* ------------------------------------------------------------------------------------------------------- products */
@@ -311,24 +317,27 @@ static void weights_out(const Plan *p, const float *parts, long threads, float *
                 }
 }
 
-/* The inside of a padded large image, with a bias and a ReLU if wanted. */
-static void unpad(const Plan *p, const float *restrict padded, const float *restrict bias, int relu,
-                  float *restrict l) {
+/* The inside of a padded large image: with a bias and a ReLU if wanted, or as the gradient by an image that came out of
+ * `before`, which it may overwrite. */
+static void unpad(const Plan *p, const float *padded, const float *bias, int relu, int before, const float *image,
+                  float *l) {
     const long cl = p->s.cl, row = 2 * p->s.w * cl;
-    for (long i = 0; i < 2 * p->s.h; i++) {
+    for (long i = 0; i < 2 * p->s.h; i++, image += row, l += row) {
         const float *from = padded + (i + p->pad) * p->pitch + p->pad * cl;
-        float *to = l + i * row;
         if (cl % VL == 0)
             for (long j = 0; j < row; j += cl)
                 for (long e = 0; e < cl; e += VL) {
                     vec y = LOAD(from + j + e);
                     if (bias) y += LOAD(bias + e);
-                    STORE(to + j + e, relu ? unless(y < 0, y) : y);
+                    if (before) y = through(before, LOAD(image + j + e), y);
+                    STORE(l + j + e, relu ? unless(y < 0, y) : y);
                 }
+        else if (before)
+            for (long j = 0; j < row; j++) l[j] = through_one(before, image[j], from[j]);
         else
             for (long j = 0; j < row; j++) {
                 const float y = from[j] + (bias ? bias[cl == 1 ? 0 : j % cl] : 0);
-                to[j] = relu && y < 0 ? 0 : y;
+                l[j] = relu && y < 0 ? 0 : y;
             }
     }
 }
@@ -443,8 +452,9 @@ INLINE void tiles_in(const int bf16, const Plan *p, const float *s, const float 
         for (long e = 0; e < cs; e++) sums[e] += sum[e];
 }
 
-/* One small image from m[9][t][Cs]. */
-static void tiles_out(const Plan *p, const float *m, long first, const float *bias, int relu, float *s) {
+/* One small image from m[9][t][Cs]; the rest as in `unpad`. */
+static void tiles_out(const Plan *p, const float *m, long first, const float *bias, int relu, int before,
+                      const float *image, float *s) {
     const long cs = p->s.cs, h = p->s.h, w = p->s.w, plane = p->uplane;
     for (long i = 0; i < p->th; i++)
         for (long j = 0; j < p->tw; j++)
@@ -459,8 +469,10 @@ static void tiles_out(const Plan *p, const float *m, long first, const float *bi
                 for (int a = 0; a < 2; a++)
                     for (int b = 0; b < 2; b++) {
                         if (2 * i + a >= h || 2 * j + b >= w) continue;
+                        const long at = ((2 * i + a) * w + 2 * j + b) * cs + e;
                         vec y = rowed[a][b] + rowed[a][b + 1] + start;
-                        STORE(s + ((2 * i + a) * w + 2 * j + b) * cs + e, relu ? unless(y < 0, y) : y);
+                        if (before) y = through(before, LOAD(image + at), y);
+                        STORE(s + at, relu ? unless(y < 0, y) : y);
                     }
             }
 }
@@ -577,10 +589,13 @@ static int wide(int pass, Shape shape, Call c) {
                     else rows_fp32(up, t, k);
                 }
                 for (long i = 0; c.out && i < count; i++)
-                    if (x.down) tiles_out(p, u, i * p->tiles, c.bias, c.relu, c.out + (first + i) * small);
-                    else {
+                    if (x.down) {
+                        const long at = (first + i) * small;
+                        tiles_out(p, u, i * p->tiles, c.bias, c.relu, c.before, c.s + at, c.out + at);
+                    } else {
+                        const long at = (first + i) * large;
                         blocks_out(p, v, i * p->tiles, padded);
-                        unpad(p, padded, c.bias, c.relu, c.out + (first + i) * large);
+                        unpad(p, padded, c.bias, c.relu, c.before, c.l + at, c.out + at);
                     }
             }
             if (x.back) weights_out(p, x.parts, c.threads, c.gw);
@@ -684,10 +699,13 @@ static int direct(int pass, Shape shape, Call c) {
                 for (long i = 0; i < h; i++) {
                     float *rows = padded + 2 * i * p->pitch;
                     if (x.down) {
+                        const long at = n * small + i * w * cs;
                         Product down = {.a = rows, .am = 2 * cl, .segments = kernel, .sa = p->pitch, .k = piece,
-                                        .b = x.wf, .ldb = cs, .c = c.out + n * small + i * w * cs, .ldc = cs,
+                                        .b = x.wf, .ldb = cs, .c = c.before ? masked : c.out + at, .ldc = cs,
                                         .start = c.bias, .relu = c.relu};
                         rows_fp32(down, w, cs);
+                        for (long e = 0; c.before && e < w * cs; e += VL)
+                            STORE(c.out + at + e, through(c.before, LOAD(c.s + at + e), LOAD(masked + e)));
                         continue;
                     }
                     Product up = {.a = image + i * w * cs, .am = cs, .segments = 1, .k = cs, .b = c.w, .ldb = width,
@@ -698,7 +716,7 @@ static int direct(int pass, Shape shape, Call c) {
                     else spread(kernel, cl, columns, w, p->pitch, rows);
                 }
                 if (x.down) continue;
-                unpad(p, padded, c.bias, c.relu, c.out + n * large);
+                unpad(p, padded, c.bias, c.relu, c.before, c.l + n * large, c.out + n * large);
                 if (x.back) memset(padded, 0, p->rows * p->pitch * sizeof(float)); /* its border has to be 0 again */
             }
         free(padded), free(columns), free(masked);
@@ -722,7 +740,7 @@ typedef struct {
     const float *g, *kept;   /* backward: gradient by y; y itself where something followed */
     float *out, *gw, *gb;    /* y, or the gradient by x (NULL where not wanted); gb may be NULL */
     long m, n, k;
-    int after, bf16, threads;
+    int after, before, bf16, threads; /* before: what x came out of; its gradient goes through that, too */
 } Linear;
 
 enum { DEEP = 512, WIDE = 1024, SIDE = 128 }; /* pieces of the products that stay in the second cache */
@@ -906,7 +924,8 @@ static int linear_backward(Linear c) {
                 for (long v = 0; v < 16 / VL; v++) {
                     const long at = i * n + e + v * VL;
                     vec y = {0};
-                    if (i < c.m) y = c.kept ? through(c.after, LOAD(c.kept + at), LOAD(c.g + at)) : LOAD(c.g + at);
+                    if (i < c.m) y = LOAD(c.g + at);
+                    if (i < c.m && c.kept) y = through(c.after, LOAD(c.kept + at), y);
                     STORE(g + at, y);
                     sum[v] += y;
                 }
@@ -974,7 +993,10 @@ static int linear_backward(Linear c) {
                     }
                 }
                 for (long i = 0; i < c.m; i++)
-                    for (long j = 0; j < side; j++) c.out[i * k + e + j] = gxt[j * m16 + i];
+                    for (long j = 0; j < side; j++) {
+                        const long at = i * k + e + j;
+                        c.out[at] = through_one(c.before, c.before ? c.x[at] : 0, gxt[j * m16 + i]);
+                    }
             }
         free(piece), free(gxt);
     }
@@ -1004,14 +1026,17 @@ static int linear_any(int (*pass)(Linear), Linear c) {
             copy_rows(c.g, c.m, c.n, y, n);
             for (long i = 0; c.kept && i < c.m; i++)
                 for (long j = 0; j < c.n; j++)
-                    if (c.after == TANH) y[i * n + j] *= 1 - c.kept[i * c.n + j] * c.kept[i * c.n + j];
-                    else if (c.kept[i * c.n + j] <= 0) y[i * n + j] = 0;
+                    y[i * n + j] = through_one(c.after, c.kept[i * c.n + j], y[i * n + j]);
             full.bias = 0, full.g = y, full.gw = gw, full.gb = bias, full.out = c.out ? gx : 0;
         } else full.out = y;
         failed = pass(full);
         if (back) {
             copy_rows(gw, c.n, k, c.gw, c.k);
-            if (c.out) copy_rows(gx, c.m, k, c.out, c.k);
+            for (long i = 0; c.out && i < c.m; i++)
+                for (long j = 0; j < c.k; j++) {
+                    const float in = x[i * k + j], by = gx[i * k + j];
+                    c.out[i * c.k + j] = through_one(c.before, in, by);
+                }
             if (c.gb) copy_rows(bias, 1, n, c.gb, c.n);
         } else copy_rows(y, c.m, n, c.out, c.n);
     }
@@ -1031,14 +1056,16 @@ typedef struct {
     float *gw, *gb;        /* gb may be NULL */
 } Layer;
 
-/* Channels last to channels first, to[n][cs][h w] from x[n][h w][cs], or back. */
-static void swap(const Shape s, int kind, const float *x, float *to, int threads) {
+/* Channels last to channels first, to[n][cs][h w] from x[n][h w][cs], or back; the rest as in `unpad`. */
+static void swap(const Shape s, int kind, const float *x, int before, const float *image, float *to, int threads) {
     const long pixels = s.h * s.w, rows = kind == TO_PLANES ? pixels : s.cs, columns = kind == TO_PLANES ? s.cs : pixels;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long n = 0; n < s.n; n++)
         for (long i = 0; i < columns; i++)
-            for (long j = 0; j < rows; j++)
-                to[(n * columns + i) * rows + j] = x[(n * rows + j) * columns + i];
+            for (long j = 0; j < rows; j++) {
+                const long at = (n * columns + i) * rows + j;
+                to[at] = through_one(before, before ? image[at] : 0, x[(n * rows + j) * columns + i]);
+            }
 }
 
 /* Every layer after the other, from x on; returns 1 if memory ran out, else 0. */
@@ -1051,34 +1078,40 @@ int forward(const Layer *layers, long count, const float *x, int bf16, int threa
         if (l->kind == LINEAR)
             failed = linear_any(linear, (Linear){.x = x, .w = l->w, .bias = l->bias, .out = l->out, .m = s.n, .n = s.cs,
                                                  .k = s.cl, .after = l->after, .bf16 = bf16, .threads = threads});
-        else if (l->kind >= TO_PLANES) swap(s, l->kind, x, l->out, threads);
+        else if (l->kind >= TO_PLANES) swap(s, l->kind, x, NOTHING, 0, l->out, threads);
         else failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(l->kind == CONVOLUTION ? DOWN : UP, s, call);
     }
     return failed;
 }
 
-/* The gradients by all weights and, unless gx is NULL, by x, from g, that by what was put out. */
-int backward(const Layer *layers, long count, const float *x, const float *g, float *gx, int bf16, int threads) {
-    long most = 0;
-    for (long i = 1; i < count; i++) most = layers[i].size > most ? layers[i].size : most;
-    float *places[2] = {room(most), room(most)};
+/* The gradients by all weights and, unless gx is NULL, by x, from g, that by what was put out. With `spend` they take the
+ * place of what the layers put out on the way, which is lost. */
+int backward(const Layer *layers, long count, const float *x, const float *g, float *gx, int bf16, int spend,
+             int threads) {
+    long most[2] = {0};
+    for (long i = 1; i < count && !spend; i++)
+        if (layers[i].size > most[i % 2]) most[i % 2] = layers[i].size;
+    float *places[2] = {room(most[0]), room(most[1])};
     int failed = !places[0] || !places[1];
     for (long i = count - 1; i >= 0 && !failed; i--) {
         const Layer *l = layers + i;
         const Shape s = l->shape;
-        const float *in = i ? layers[i - 1].out : x, *kept = l->after ? l->out : 0;
-        float *out = i ? places[i % 2] : gx;
+        /* What comes in has gone through what follows the layer, but for the last one. */
+        const float *in = i ? layers[i - 1].out : x, *kept = i == count - 1 && l->after ? l->out : 0;
+        const int before = i ? layers[i - 1].after : NOTHING;
+        float *out = !i ? gx : spend ? layers[i - 1].out : places[i % 2];
         Call call = {.l = in, .s = g, .kept = kept, .w = l->w, .out = out, .gw = l->gw, .gb = l->gb,
-                     .bf16 = bf16, .threads = threads};
+                     .before = before, .bf16 = bf16, .threads = threads};
         if (l->kind == TRANSPOSED) call.l = g, call.s = in;
         if (l->kind == LINEAR)
             failed = linear_any(linear_backward, (Linear){.x = in, .w = l->w, .g = g, .kept = kept, .out = out,
                                                           .gw = l->gw, .gb = l->gb, .m = s.n, .n = s.cs, .k = s.cl,
-                                                          .after = l->after, .bf16 = bf16, .threads = threads});
+                                                          .after = l->after, .before = before, .bf16 = bf16,
+                                                          .threads = threads});
         else if (l->kind < TO_PLANES)
             failed = (s.kernel == 4 && s.cl > 4 ? wide : direct)(
                 l->kind == CONVOLUTION ? DOWN_BACKWARD : UP_BACKWARD, s, call);
-        else if (out) swap(s, l->kind == TO_PLANES ? TO_PIXELS : TO_PLANES, g, out, threads);
+        else if (out) swap(s, l->kind == TO_PLANES ? TO_PIXELS : TO_PLANES, g, before, in, out, threads);
         g = out;
     }
     free(places[0]), free(places[1]);

@@ -85,7 +85,7 @@ class Kernels:
         self._library = ctypes.CDLL(str(library))
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._library.forward.argtypes = [pointer, ctypes.c_long, pointer, number, number]
-        self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number]
+        self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number, number]
         self._library.bernoulli.argtypes = [*[pointer] * 4, ctypes.c_long, ctypes.c_long, number]
         self._library.bernoulli.restype = None
         self._library.move.argtypes = [pointer, ctypes.c_long, *[ctypes.c_float] * 5, number]
@@ -136,8 +136,9 @@ class Kernels:
         weights: Weights,
         bf16: bool,
         wants_x: bool,
+        spend: bool = False,
     ) -> tuple[Tensor | None, Weights]:
-        """The gradients by x, if wanted, and by every weight and bias."""
+        """The gradients by x, if wanted, and by every weight and bias; `spend` lets them overwrite `between`."""
         weights, x, grad = _dense(weights), _last(x), _last(grad)
         call = self._call(plan, between, out, weights)
         gradients = [(torch.empty_like(w), None if b is None else torch.empty_like(b)) for w, b in weights]
@@ -145,7 +146,8 @@ class Kernels:
             layer.gw, layer.gb = gw.data_ptr(), None if gb is None else gb.data_ptr()
         grad_x = _empty(x.shape) if wants_x else None
         addresses = x.data_ptr(), grad.data_ptr(), None if grad_x is None else grad_x.data_ptr()
-        if self._library.backward(call, len(call), *addresses, bf16 and self.has_bf16, torch.get_num_threads()):
+        settings = bf16 and self.has_bf16, spend, torch.get_num_threads()
+        if self._library.backward(call, len(call), *addresses, *settings):
             raise MemoryError("no memory for a network's layers")
         return grad_x, gradients
 
