@@ -236,7 +236,8 @@ class _Chained(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chain: "Chain", plan: native.Plan, bf16: bool, *weights: Tensor | None) -> Any:
-        out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16)
+        spare, chain.spare = chain.spare, None
+        out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16, spare)
         ctx.save_for_backward(x, between, out if chain.layers[-1].after else None, *weights)
         ctx.chain, ctx.plan, ctx.bf16 = chain, plan, bf16
         return out
@@ -249,11 +250,16 @@ class _Chained(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain layers, which have one
             inputs = [t for t, wanted in zip((x, *weights), (wants_x, *wants), strict=True) if wanted]
             plain = ctx.chain.plain(x, _pairs(weights))
-            found = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
-            grad_x, *grads = [next(found) if wanted else None for wanted in (wants_x, *wants)]
+            each = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
+            grad_x, *grads = [next(each) if wanted else None for wanted in (wants_x, *wants)]
             return grad_x, *nothing, *grads
-        out = between if out is None else out
-        grad_x, pairs = ctx.chain.kernels.backward(ctx.plan, grad, x, out, between, _pairs(weights), ctx.bf16, wants_x)
+        last = _last_use()
+        found = ctx.chain.kernels.backward(
+            ctx.plan, grad, x, between if out is None else out, between, _pairs(weights), ctx.bf16, wants_x, last
+        )
+        if last:  # big pieces of memory, freed and asked for again at each step, leave ever larger gaps
+            ctx.chain.spare = between
+        grad_x, pairs = found
         return grad_x, *nothing, *(gradient for pair in pairs for gradient in pair)
 
 
@@ -276,9 +282,10 @@ class Chain:
         self.kernels, self.parts = kernels, parts
         self.layers = [part for part in parts if hasattr(part, "weight")]
         self.plans: dict[torch.Size, native.Plan | None] = {}
+        self.spare: Tensor | None = None  # memory of a step that is over
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "plans": {}}  # a plan cannot be copied, and need not be
+        return {**self.__dict__, "plans": {}, "spare": None}  # neither can be copied, nor need be
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """What comes out; None where the kernels do not fit the sizes, types or the device."""

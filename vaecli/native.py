@@ -116,9 +116,13 @@ class Kernels:
             shape = next_shape
         return Plan((_Layer * len(steps))(*steps), sizes, shape) if steps else None
 
-    def forward(self, plan: Plan, x: Tensor, weights: Weights, bf16: bool) -> tuple[Tensor, Tensor]:
-        """What comes out, and what came out on the way."""
-        between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
+    def forward(
+        self, plan: Plan, x: Tensor, weights: Weights, bf16: bool, spare: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What comes out, and what came out on the way, which takes the place of `spare` if that fits."""
+        between = spare
+        if between is None or between.numel() != sum(plan.sizes[:-1]):
+            between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
         out = _empty(plan.shape)
         weights, x = _dense(weights), _last(x)
         call = self._call(plan, between, out, weights)
