@@ -207,6 +207,16 @@ def test_a_graph_that_is_kept_can_be_gone_through_again(kind: str) -> None:
         out.backward()
 
 
+def test_a_part_put_in_later_is_used(kind: str) -> None:
+    quick, _, shape = pair("burgess")
+    x = torch.rand(2, *shape)
+    before = quick[0](x)
+    quick[0][-1] = nn.Linear(256, 3)
+    assert quick[0](x).shape == (2, 3)
+    fast.accelerate(quick)
+    assert quick[0](x).shape == (2, 3) and copy.deepcopy(quick)[0](x).shape == (2, 3) and before.shape == (2, 10)
+
+
 def test_a_layer_used_twice_keeps_its_relu_apart(kind: str) -> None:
     torch.manual_seed(0)
     shared = nn.Linear(16, 16)

@@ -338,10 +338,11 @@ class FastSequential(nn.Sequential):
     """`nn.Sequential` that runs as many of its layers as possible in one call."""
 
     pieces: Sequence[Any] = ()  # chains, and modules between them
+    made_of: tuple[nn.Module, ...] = ()  # what the pieces were made of
 
     def forward(self, x: Tensor) -> Tensor:
         piece: Any
-        for piece in self.pieces or self:
+        for piece in self.pieces if self.made_of == tuple(self) else self:
             out = piece(x)
             if out is None:  # a chain that does not fit: layer by layer
                 out = x
@@ -520,5 +521,6 @@ def accelerate(model: nn.Module) -> list[str]:
         quick: Any = likelihood
         quick.__class__, quick.kernels = FastBernoulli, kernels
     for sequence in sequences:
-        sequence.__class__, sequence.pieces = FastSequential, _pieces(sequence, kernels, chained)
+        sequence.__class__ = FastSequential
+        sequence.pieces, sequence.made_of = _pieces(sequence, kernels, chained), tuple(sequence)
     return ["compiled kernels"]
