@@ -1,5 +1,6 @@
-/* Convolutions with kernel 4, stride 2, padding 1 (or kernel 2 and none), their transposes, and linear layers, forward
- * and backward, on float32 images with channels last.
+/* What a training step on a CPU spends its time on: layers in a row, forward and backward (convolutions with kernel 4,
+ * stride 2, padding 1, or kernel 2 and none; their transposes; linear layers), the Bernoulli likelihood, and the steps of
+ * optimizers; on float32 images with channels last.
  *
  * Both kinds of convolutions join a large image l (2h x 2w, Cl channels) and a small one s (h x w, Cs channels) by the same weights
  * W[Cs][4][4][Cl]: `down` makes s of l (a convolution), `up` makes l of s (its transpose), and the gradients of each
@@ -13,7 +14,8 @@
  * Its coefficients are 0, 1 and -1, so the rounding stays that of a sum of products. The three products of training
  * are, for each of the 9: M = V W (down), V = U W' (up) and W = U' V, where V holds the transformed blocks of large
  * images and U the transformed tiles of small ones. Large images with up to 4 channels go
- * without all that (`direct`), and so do kernels of 2 without padding.
+ * without all that (`direct`), and so do kernels of 2 without padding. Linear layers pass over the vectors of their
+ * input that are all 0, where most are: sprites and digits are black nearly everywhere.
  *
  * Everything is done image by image (or a few small ones together), so that what is between the steps stays in the
  * second cache, and each thread has images of its own. Sums over images are made per thread and added in order: the
@@ -751,7 +753,7 @@ static void turn(const float *x, long m, long columns, long first, long m16, flo
         for (long e = 0; e < 16; e++) to[e * m16 + i] = i < m ? x[i * columns + first + e] : 0;
 }
 
-/* The vectors of x that are not all 0, row by row: most images of sprites and digits are black nearly everywhere. */
+/* The vectors of x that are not all 0, row by row. */
 typedef struct {
     long *first;   /* row i has numbers first[i] to first[i + 1] */
     int *column;   /* where each begins */

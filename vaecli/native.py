@@ -1,4 +1,4 @@
-"""Our own convolution kernels (kernels.c), compiled once by the machine's C compiler and kept in the cache.
+"""Our own kernels (kernels.c), compiled once by the machine's C compiler and kept in the cache.
 
 `load` gives None, and `why_not` says why, where they cannot be had: no compiler, another processor, a failed check.
 Nothing depends on them but speed.
