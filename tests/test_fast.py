@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, Result
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
@@ -217,6 +218,48 @@ def test_a_part_put_in_later_is_used(kind: str) -> None:
     assert quick[0](x).shape == (2, 3) and copy.deepcopy(quick)[0](x).shape == (2, 3) and before.shape == (2, 10)
 
 
+def test_weights_of_another_shape_put_in_later(kind: str) -> None:
+    torch.manual_seed(0)
+    quick = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    fast.accelerate(quick)
+    x = torch.randn(20, 64)
+    assert quick(x).shape == (20, 64)
+    quick[2].weight, quick[2].bias = nn.Parameter(torch.randn(16, 64)), None
+    torch.testing.assert_close(quick(x), F.linear(quick[0](x), quick[2].weight), rtol=1e-4, atol=1e-4)
+    quick[2].weight = nn.Parameter(torch.randn(64, 32))
+    with pytest.raises(RuntimeError):
+        quick(x)
+
+
+def test_hooks_are_called(kind: str) -> None:
+    torch.manual_seed(0)
+    quick = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8))
+    fast.accelerate(quick)
+    seen = []
+    quick[2].register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    quick(torch.randn(4, 8)).sum().backward()
+    assert seen == [(4, 8)] and quick[0].weight_orig.grad is not None
+
+
+def test_looking_at_images_in_between_changes_nothing(kind: str) -> None:
+    """The memory of a step is used again, but only when it is over: here two graphs are alive at once."""
+    quick, exact, shape = pair("burgess")
+    images = torch.rand(3, 4, *shape)
+    sums = [quick[0](x).square().sum() for x in images[:2]]
+    with torch.no_grad():
+        quick[0](images[2])
+    for total in sums:
+        total.backward()
+    for _ in range(2):
+        with torch.no_grad():
+            quick[0](images[2])
+        quick[0](images[2]).square().sum().backward()
+    for x in (*images, images[2]):
+        exact[0](x.double()).square().sum().backward()
+    for a, b in zip(quick[0].parameters(), exact[0].parameters(), strict=True):
+        assert float((a.grad.double() - b.grad).norm()) < 1e-3 * float(b.grad.norm())
+
+
 def test_a_layer_used_twice_keeps_its_relu_apart(kind: str) -> None:
     torch.manual_seed(0)
     shared = nn.Linear(16, 16)
@@ -274,6 +317,7 @@ def test_bernoulli_likelihood(kind: str) -> None:
     [
         {"name": "adam", "lr": 0.01},
         {"name": "adam", "lr": 0.01, "weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3},
+        {"name": "adam", "lr": 0.01, "betas": (0.9999999, 0.99999999)},
         {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
         {"name": "adagrad", "lr": 0.1},
         {"name": "adagrad", "lr": 0.1, "weight_decay": 0.1},
@@ -314,6 +358,28 @@ def test_optimizers_equal_torch_s_in_float64(
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
         for key, value in state.items():
             torch.testing.assert_close(value.double(), exact[key].double(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_quicker_optimizer_is_still_torch_s(kind: str) -> None:
+    """Schedulers and closures work with it, autograd notices its steps, and what it has not is done by torch."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = trainer.make_optimizer([p], TypeAdapter(OptimConfig).validate_python({"name": "adamw", "lr": 0.1}))
+    fast.quicken(optimizer)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    called = []
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        version = p._version
+        optimizer.step(None if called else lambda: called.append(1))
+        schedule.step()
+    assert kind == "onednn" or p._version > version
+    assert called == [1] and optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+    optimizer.param_groups[0]["amsgrad"] = True
+    optimizer.state[p]["max_exp_avg_sq"] = torch.full_like(p, 1e12)
+    before = p.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0.01)  # torch's own step divides by the largest
+    assert float(optimizer.state[p]["max_exp_avg_sq"].min()) == 1e12
 
 
 def test_norm_of_all_gradients(kind: str) -> None:

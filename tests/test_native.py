@@ -165,6 +165,20 @@ def test_images_that_are_mostly_black(share: float, bf16: bool, threads: int) ->
     assert out[5].isnan().all() and out[:5].isfinite().all()
 
 
+@needs_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_black_parts_hide_nothing(bad: float) -> None:
+    """0 times a value that is no number is none, as if every product were made."""
+    x, weight = torch.zeros(8, 64), torch.randn(32, 64)
+    x[:, 3] = 1.0
+    weight[5, 40] = bad
+    out = layer(KERNELS, nn.Linear, x, weight)
+    assert out[:, 5].isnan().all() and out.isfinite().sum() == 8 * 31
+    x[2, 3], weight = bad, torch.ones(32, 64)
+    found = errors(KERNELS, nn.Linear, x, weight, torch.zeros(32), F.linear, "tanh", bf16=False)
+    assert all(math.isnan(e) for e in found[2:3])  # the gradient by the weights
+
+
 ROW: list[native.Spec] = [
     (nn.Conv2d, (16, 1, 4, 4), "relu"),
     (nn.Conv2d, (32, 16, 4, 4), "relu"),

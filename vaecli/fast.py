@@ -235,11 +235,20 @@ class _Chained(torch.autograd.Function):
     """Layers in a row by our kernels: one call forward, one back, and nothing of torch between the layers."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chain: "Chain", plan: native.Plan, bf16: bool, *weights: Tensor | None) -> Any:
-        spare, chain.spare = chain.spare, None
-        out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16, spare)
-        ctx.save_for_backward(x, between, out if chain.layers[-1].after else None, *weights)
-        ctx.chain, ctx.plan, ctx.bf16 = chain, plan, bf16
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        chain: "Chain",
+        plan: native.Plan,
+        settings: tuple[bool, bool],
+        *weights: Tensor | None,
+    ) -> Any:
+        bf16, comes_back = settings
+        out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16, chain.spare)
+        if comes_back:
+            chain.spare = None
+            ctx.save_for_backward(x, between, out if chain.layers[-1].after else None, *weights)
+            ctx.chain, ctx.plan, ctx.bf16 = chain, plan, bf16
         return out
 
     @staticmethod
@@ -281,7 +290,7 @@ class Chain:
     def __init__(self, kernels: native.Kernels, parts: list[Any]) -> None:
         self.kernels, self.parts = kernels, parts
         self.layers = [part for part in parts if hasattr(part, "weight")]
-        self.plans: dict[torch.Size, native.Plan | None] = {}
+        self.plans: dict[Any, native.Plan | None] = {}
         self.spare: Tensor | None = None  # memory of a step that is over
 
     def __getstate__(self) -> dict[str, Any]:
@@ -298,15 +307,20 @@ class Chain:
         weights = [t for layer in self.layers for t in (layer.weight, layer.bias)]
         if not all(t is None or (t.dtype == torch.float32 and t.is_cpu) for t in (x, *weights)):
             return None
-        if x.shape not in self.plans:
+        shapes = x.shape, *[None if t is None else t.shape for t in weights]
+        if shapes not in self.plans:
             if len(self.plans) >= 16:
                 self.plans.clear()
-            self.plans[x.shape] = self.kernels.plan([_spec(part) for part in self.parts], tuple(x.shape))
-        plan = self.plans[x.shape]
+            self.plans[shapes] = self.kernels.plan([_spec(part) for part in self.parts], tuple(x.shape))
+        plan = self.plans[shapes]
         if plan is None:
             return None
-        out: Tensor = _Chained.apply(x, self, plan, bf16, *weights)
+        out: Tensor = _Chained.apply(x, self, plan, (bf16, torch.is_grad_enabled()), *weights)
         return out
+
+    def has_hooks(self) -> bool:
+        """Whether somebody wants to be called before or after one of the parts."""
+        return any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
 
     def plain(self, x: Tensor, weights: native.Weights) -> Tensor:
         """The same by torch's layers in float32."""
@@ -343,8 +357,8 @@ class FastSequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         piece: Any
         for piece in self.pieces if self.made_of == tuple(self) else self:
-            out = piece(x)
-            if out is None:  # a chain that does not fit: layer by layer
+            out = None if isinstance(piece, Chain) and piece.has_hooks() else piece(x)
+            if out is None:  # layer by layer
                 out = x
                 for part in piece.parts:
                     out = part(out)
@@ -422,20 +436,30 @@ def total_norm(grads: list[Tensor]) -> Tensor:
 
 def quicken(optimizer: torch.optim.Optimizer) -> None:
     """Let an Adam, AdamW or Adagrad on the CPU make its steps by our kernels; its state stays what it is."""
-    kernels = native.load()
-    if kernels is not None and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad):
-        step = functools.partial(_step, optimizer, kernels, optimizer.step)
-        optimizer.step = step  # type: ignore[method-assign, assignment]
+    kind: Any = type(optimizer)
+    if native.load() is not None and issubclass(kind, (torch.optim.Adam, torch.optim.Adagrad)):  # AdamW is an Adam
+        optimizer.__class__ = _quickened(kind)
 
 
-def _step(optimizer: torch.optim.Optimizer, kernels: native.Kernels, plain: Callable[[], Any]) -> None:
+@functools.cache
+def _quickened(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+        kernels = native.load()
+        if closure is None and kernels is not None and _step(self, kernels):
+            return None
+        return kind.step(self, closure)
+
+    return type(kind.__name__, (kind,), {"step": step})
+
+
+def _step(optimizer: torch.optim.Optimizer, kernels: native.Kernels) -> bool:
+    """One step; False, and nothing done, where there is something that the kernels do not have."""
     groups: list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, dict[str, Tensor]]]]] = []
     for group in optimizer.param_groups:
         moving = [(p, p.grad, optimizer.state.get(p, {})) for p in group["params"] if p.grad is not None]
         groups.append((group, moving))
         if group.get("amsgrad") or group.get("maximize") or not all(_alike(p, g, state) for p, g, state in moving):
-            plain()  # above all the first step, which makes the state
-            return
+            return False  # above all the first step, which makes the state
     for group, moving in groups:
         if not moving:
             continue
@@ -461,6 +485,7 @@ def _step(optimizer: torch.optim.Optimizer, kernels: native.Kernels, plain: Call
             0.0 if apart else decay,
             keep=1 - lr * decay if apart else 1.0,
         )
+    return True
 
 
 def _alike(p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> bool:

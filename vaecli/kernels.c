@@ -119,6 +119,14 @@ INLINE vec tanh_of(vec x) {
     return choose(size < 0.4f, near * x, (vec)((ints)far | ((ints)x & (int)0x80000000)));
 }
 
+static float total(vec x) {
+    float lane[VL];
+    STORE(lane, x);
+    for (int half = VL / 2; half; half /= 2)
+        for (int e = 0; e < half; e++) lane[e] += lane[e + half];
+    return lane[0];
+}
+
 /* What follows a layer. */
 enum { NOTHING, RELU, TANH };
 
@@ -767,6 +775,7 @@ static Sparse sparse(const float *x, long m, long k) {
     s.values = room(most * VL + 1);
     if (!s.first || !s.column || !s.values) return s;
     long found = 0;
+    vec none = {0};
     for (long i = 0; i < m; i++) {
         s.first[i] = found;
         for (long e = 0; e < k; e += VL) {
@@ -776,30 +785,31 @@ static Sparse sparse(const float *x, long m, long k) {
             if (!any) continue;
             if (found == most) return s;
             s.column[found] = e;
-            memcpy(s.values + found++ * VL, words, sizeof words);
+            memcpy(s.values + found * VL, words, sizeof words);
+            none += LOAD(s.values + found++ * VL) * 0.0f;
         }
     }
-    s.first[m] = found, s.few = 1;
+    s.first[m] = found, s.few = total(none) == 0; /* unless there is something that 0 times is not 0 */
     return s;
 }
 
 static void release(Sparse s) { free(s.first), free(s.column), free(s.values); }
-
-static float total(vec x) {
-    float lane[VL];
-    STORE(lane, x);
-    for (int half = VL / 2; half; half /= 2)
-        for (int e = 0; e < half; e++) lane[e] += lane[e + half];
-    return lane[0];
-}
 
 enum { ROWS = 8 };
 
 /* Columns `from` to `to` of the output y, of such an x. */
 static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) {
     for (long r = from; r < to; r += ROWS) {
-        if (r + ROWS < to)
-            for (long e = 0; e < ROWS * c->k; e += 16) __builtin_prefetch(c->w + (r + ROWS) * c->k + e, 0, 2);
+        float start[ROWS]; /* with 0 times every weight: a weight that is no number must show, also where x is black */
+        for (int j = 0; j < ROWS; j++) {
+            vec none[4] = {{0}};
+            const float *w = c->w + (r + j) * c->k;
+            long e = 0;
+            for (; e + 4 * VL <= c->k; e += 4 * VL)
+                for (int q = 0; q < 4; q++) none[q] += LOAD(w + e + q * VL) * 0.0f;
+            for (; e < c->k; e += VL) none[0] += LOAD(w + e) * 0.0f;
+            start[j] = total((none[0] + none[1]) + (none[2] + none[3])) + (c->bias ? c->bias[r + j] : 0);
+        }
         for (long i = 0; i < c->m; i++) {
             vec sum[ROWS] = {{0}};
             for (long b = s->first[i]; b < s->first[i + 1]; b++) {
@@ -809,7 +819,7 @@ static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) 
                 for (int j = 0; j < ROWS; j++) sum[j] += x * LOAD(w + j * c->k);
             }
             for (int j = 0; j < ROWS; j++) {
-                const float y = total(sum[j]) + (c->bias ? c->bias[r + j] : 0);
+                const float y = total(sum[j]) + start[j];
                 c->out[i * c->n + r + j] = c->after == RELU && y < 0 ? 0 : y;
             }
         }
@@ -1154,8 +1164,10 @@ typedef struct {
 } Moved;
 
 /* One step of Adam, AdamW or Adagrad, as torch.optim has them: `decay` times the weight is added to its gradient, and
- * what remains of the weight is `keep` times itself. All tensors in one go: most are too small to share out. */
-void move(const Moved *all, long tensors, float b1, float b2, float eps, float decay, float keep, int threads) {
+ * what remains of the weight is `keep` times itself; new1 and new2 are 1 minus the betas, which has digits of its own
+ * where a beta is near 1. All tensors in one go: most are too small to share out. */
+void move(const Moved *all, long tensors, float new1, float b2, float new2, float eps, float decay, float keep,
+          int threads) {
 #pragma omp parallel num_threads(threads)
     for (const Moved *t = all; t < all + tensors; t++) {
         const long me = omp_get_thread_num(), of = omp_get_num_threads();
@@ -1166,8 +1178,8 @@ void move(const Moved *all, long tensors, float b1, float b2, float eps, float d
 #pragma omp simd
             for (long i = from; i < to; i++) {
                 const float g = gradient[i] + decay * p[i];
-                m[i] += (1 - b1) * (g - m[i]);
-                v[i] = b2 * v[i] + (1 - b2) * g * g;
+                m[i] += new1 * (g - m[i]);
+                v[i] = b2 * v[i] + new2 * g * g;
                 p[i] = keep * p[i] - rate * m[i] / (__builtin_sqrtf(v[i]) * correction + eps);
             }
         else

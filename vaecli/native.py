@@ -88,7 +88,7 @@ class Kernels:
         self._library.backward.argtypes = [pointer, ctypes.c_long, pointer, pointer, pointer, number, number, number]
         self._library.bernoulli.argtypes = [*[pointer] * 4, ctypes.c_long, ctypes.c_long, number]
         self._library.bernoulli.restype = None
-        self._library.move.argtypes = [pointer, ctypes.c_long, *[ctypes.c_float] * 5, number]
+        self._library.move.argtypes = [pointer, ctypes.c_long, *[ctypes.c_float] * 6, number]
         self._library.move.restype = None
         self._library.squares.argtypes = [pointer, ctypes.c_long, number]
         self._library.squares.restype = ctypes.c_double
@@ -119,9 +119,9 @@ class Kernels:
     def forward(
         self, plan: Plan, x: Tensor, weights: Weights, bf16: bool, spare: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What comes out, and what came out on the way, which takes the place of `spare` if that fits."""
+        """What comes out, and what came out on the way, which takes the place of `spare` if there is room."""
         between = spare
-        if between is None or between.numel() != sum(plan.sizes[:-1]):
+        if between is None or between.numel() < sum(plan.sizes[:-1]):
             between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
         out = _empty(plan.shape)
         weights, x = _dense(weights), _last(x)
@@ -181,7 +181,10 @@ class Kernels:
             _Moved(p.data_ptr(), None if m is None else m.data_ptr(), v.data_ptr(), g.data_ptr(), p.numel(), *rate)
             for (p, g, m, v), rate in zip(tensors, rates, strict=True)
         ]
-        self._library.move((_Moved * len(each))(*each), len(each), *betas, eps, decay, keep, torch.get_num_threads())
+        b1, b2 = betas
+        numbers = 1 - b1, b2, 1 - b2, eps, decay, keep
+        self._library.move((_Moved * len(each))(*each), len(each), *numbers, torch.get_num_threads())
+        torch.autograd.graph.increment_version([p for p, *_ in tensors])  # as any change of a tensor does
 
     def norm(self, tensors: Sequence[Tensor]) -> float:
         """The 2-norm of float32 tensors, taken together; they fill their memory without gaps."""
