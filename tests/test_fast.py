@@ -374,12 +374,17 @@ def test_a_quicker_optimizer_is_still_torch_s(kind: str) -> None:
         schedule.step()
     assert kind == "onednn" or p._version > version
     assert called == [1] and optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+    before = p.detach().clone()
+    optimizer.found_inf = torch.ones(())  # gradient scaling says: not this time
+    optimizer.step()
+    del optimizer.found_inf
+    assert torch.equal(p, before)
     optimizer.param_groups[0]["amsgrad"] = True
-    optimizer.state[p]["max_exp_avg_sq"] = torch.full_like(p, 1e12)
+    optimizer.state[p]["max_exp_avg_sq"] = torch.full_like(p, 2.0**40)
     before = p.detach().clone()
     optimizer.step()
     torch.testing.assert_close(p.detach(), before, rtol=0, atol=0.01)  # torch's own step divides by the largest
-    assert float(optimizer.state[p]["max_exp_avg_sq"].min()) == 1e12
+    assert float(optimizer.state[p]["max_exp_avg_sq"].min()) == 2.0**40
 
 
 def test_norm_of_all_gradients(kind: str) -> None:

@@ -454,6 +454,8 @@ def _quickened(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]
 
 def _step(optimizer: torch.optim.Optimizer, kernels: native.Kernels) -> bool:
     """One step; False, and nothing done, where there is something that the kernels do not have."""
+    if getattr(optimizer, "found_inf", None) is not None or getattr(optimizer, "grad_scale", None) is not None:
+        return False  # gradient scaling, which may tell an optimizer to stay where it is
     groups: list[tuple[dict[str, Any], list[tuple[Tensor, Tensor, dict[str, Tensor]]]]] = []
     for group in optimizer.param_groups:
         moving = [(p, p.grad, optimizer.state.get(p, {})) for p in group["params"] if p.grad is not None]
