@@ -130,7 +130,9 @@ def test_convolutions_in_bf16_are_near(shape: tuple[int, ...], transposed: bool,
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "sizes", [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200), (64, 20, 256), (5, 1, 7)], ids=str
+    "sizes",
+    [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200), (20, 1040, 1024), (64, 20, 256), (5, 1, 7)],
+    ids=str,
 )
 @pytest.mark.parametrize("after", native.ACTIVATIONS)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -332,8 +334,8 @@ def test_without_the_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
         for transposed in (False, True):
             assert max(convolution(narrow, shape, transposed, "relu", bf16=False)) < 5e-6
     x = torch.randn(5, 4, 48)
-    for rows in (x.flatten(1), (x * (torch.rand(5, 4, 1) < 0.2)).flatten(1)):
-        weight, bias = torch.randn(32, 192), torch.randn(32)
+    for rows in (x.flatten(1), (x * (torch.rand(5, 4, 1) < 0.2)).flatten(1), torch.randn(5, 6000)):
+        weight, bias = torch.randn(192, rows.shape[1]) * 0.1, torch.randn(192)
         assert max(errors(narrow, nn.Linear, rows, weight, bias, F.linear, "relu", bf16=False)) < 5e-6
 
 

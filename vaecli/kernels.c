@@ -25,9 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX512BF16__
 #include <immintrin.h>
-#endif
 
 #ifdef __AVX512F__
 #define VL 16 /* floats in a vector */
@@ -72,6 +70,14 @@ INLINE void put(const int bf16, float *to, long at, vec x) { /* element `at` and
 }
 
 INLINE vec unless(ints lanes, vec x) { return (vec)((ints)x & ~lanes); } /* 0 in these lanes */
+
+INLINE void stream(float *p, vec x) {
+#ifdef __AVX512F__
+    _mm512_stream_ps(p, (__m512)x);
+#else
+    _mm256_stream_ps(p, (__m256)x);
+#endif
+}
 
 static float *room(long count) { /* aligned to a cache line; NULL if there is none */
     return aligned_alloc(64, (count * sizeof(float) + 64) / 64 * 64);
@@ -152,7 +158,7 @@ typedef struct {
     float *c;
     long ldc;
     const float *start;
-    int add, relu;
+    int add, relu, stream; /* stream: past the caches, into whole lines of them */
 } Product;
 
 INLINE vec multiply(const int bf16, vec sum, const float *a, vec b) {
@@ -194,7 +200,8 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
     for (int i = 0; i < mb; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < nv; v++)
-            STORE(c + i * p.ldc + v * VL, p.relu ? unless(sum[i][v] < 0, sum[i][v]) : sum[i][v]);
+            if (p.stream) stream(c + i * p.ldc + v * VL, sum[i][v]);
+            else STORE(c + i * p.ldc + v * VL, p.relu ? unless(sum[i][v] < 0, sum[i][v]) : sum[i][v]);
 }
 
 INLINE void product(const int bf16, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
@@ -754,6 +761,7 @@ typedef struct {
 } Linear;
 
 enum { DEEP = 512, WIDE = 1024, SIDE = 128 }; /* pieces of the products that stay in the second cache */
+enum { LARGE = 1 << 20 };                     /* weights that are no longer in a cache when they are read again */
 
 /* 16 columns of x[m][columns] from `first` on, as rows: to[16][m16], filled up with 0. */
 static void turn(const float *x, long m, long columns, long first, long m16, float *to) {
@@ -958,12 +966,14 @@ static int linear_backward(Linear c) {
 #pragma omp for schedule(static)
         for (long part = 0; part < c.threads; part++) {
             const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
+            /* Gradients that no cache holds until they are read: to write them, nothing need be read before. */
+            const int past = n * k > LARGE && (size_t)c.gw % 64 == 0;
             if (few.few && !failed) outer_sparse(&c, &few, g, from, to);
             for (long e = 0; e < k && !failed && !few.few; e += WIDE)
                 for (long r = from; r < to; r += 8) {
                     const long wide = k - e < WIDE ? k - e : WIDE;
                     Product p = {.a = g + r, .ak = n, .b = full + e, .ldb = k, .segments = 1, .k = m16,
-                                 .c = c.gw + r * k + e, .ldc = k};
+                                 .c = c.gw + r * k + e, .ldc = k, .stream = past};
 #ifdef __AVX512BF16__
                     if (c.bf16) {
                         p.a = gwords + r, p.b = xwords + e, p.k = m16 / 2;
@@ -974,6 +984,7 @@ static int linear_backward(Linear c) {
                     columns_fp32(p, 8, wide);
                 }
         }
+        _mm_sfence();
         if (c.out && !failed)
 #pragma omp for schedule(static)
             for (long e = 0; e < k; e += SIDE) {
