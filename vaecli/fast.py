@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vaecli import likelihoods, native
 
 _MALLOPT = {"M_MMAP_THRESHOLD": -3, "M_TRIM_THRESHOLD": -1}
+SPARE = 2**27  # values that a chain keeps the memory of, at most
 FEW_CHANNELS = 4  # outputs up to which a transposed convolution is quicker as a convolution and a shuffle
 
 
@@ -245,10 +246,12 @@ class _Chained(torch.autograd.Function):
     ) -> Any:
         bf16, comes_back = settings
         out, between = chain.kernels.forward(plan, x, _pairs(weights), bf16, chain.spare)
+        chain.spare = None
         if comes_back:
-            chain.spare = None
             ctx.save_for_backward(x, between, out if chain.layers[-1].after else None, *weights)
             ctx.chain, ctx.plan, ctx.bf16 = chain, plan, bf16
+        else:
+            chain.keep(between)
         return out
 
     @staticmethod
@@ -266,8 +269,8 @@ class _Chained(torch.autograd.Function):
         found = ctx.chain.kernels.backward(
             ctx.plan, grad, x, between if out is None else out, between, _pairs(weights), ctx.bf16, wants_x, last
         )
-        if last:  # big pieces of memory, freed and asked for again at each step, leave ever larger gaps
-            ctx.chain.spare = between
+        if last:
+            ctx.chain.keep(between)
         grad_x, pairs = found
         return grad_x, *nothing, *(gradient for pair in pairs for gradient in pair)
 
@@ -317,6 +320,14 @@ class Chain:
             return None
         out: Tensor = _Chained.apply(x, self, plan, (bf16, torch.is_grad_enabled()), *weights)
         return out
+
+    def keep(self, between: Tensor) -> None:
+        """Have the memory of a pass that is over used by the next one.
+
+        Big pieces that are freed and asked for again and again leave ever larger gaps, and are cleared by the kernel.
+        """
+        if between.numel() <= SPARE:
+            self.spare = between
 
     def has_hooks(self) -> bool:
         """Whether somebody wants to be called before or after one of the parts."""

@@ -122,7 +122,8 @@ class Kernels:
         """What comes out, and what came out on the way, which takes the place of `spare` if there is room."""
         between = spare
         if between is None or between.numel() < sum(plan.sizes[:-1]):
-            between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
+            with torch.inference_mode(False):  # it may be used again where there are gradients
+                between = torch.empty(sum(plan.sizes[:-1]), dtype=torch.float32, device="cpu")
         out = _empty(plan.shape)
         weights, x = _dense(weights), _last(x)
         call = self._call(plan, between, out, weights)
