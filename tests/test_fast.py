@@ -261,6 +261,14 @@ def test_looking_at_images_in_between_changes_nothing(kind: str) -> None:
         assert float((a.grad.double() - b.grad).norm()) < 1e-3 * float(b.grad.norm())
 
 
+def test_training_after_inference(kind: str) -> None:
+    """Memory from inference mode, whose tensors autograd refuses, is used again as well."""
+    quick, _, shape = pair("burgess")
+    with torch.inference_mode():
+        quick[0](torch.rand(2, *shape))
+    quick[0](torch.rand(2, *shape)).sum().backward()
+
+
 def test_a_layer_used_twice_keeps_its_relu_apart(kind: str) -> None:
     torch.manual_seed(0)
     shared = nn.Linear(16, 16)
