@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -119,7 +120,9 @@ def _read(config: Config, what: str, paths: list[Path], read: Callable[[Path], T
     with ThreadPoolExecutor(os.cpu_count()) as pool, output.progress(what, len(paths)) as advance:
         for start in range(0, len(paths), 1024):  # in pieces, so that a hopeless folder is given up soon
             piece = paths[start : start + 1024]
-            for path, (result, problem) in zip(piece, pool.map(attempt, piece), strict=True):
+            tasks = [piece[i : i + 32] for i in range(0, len(piece), 32)]  # one by one, threads wait for each other
+            attempts = chain.from_iterable(pool.map(lambda task: list(map(attempt, task)), tasks))
+            for path, (result, problem) in zip(piece, attempts, strict=True):
                 if problem is None:
                     good.append(path)
                     results.append(cast(T, result))
