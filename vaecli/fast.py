@@ -440,7 +440,7 @@ class FastBernoulli(likelihoods.Bernoulli):
 def total_norm(grads: list[Tensor]) -> Tensor:
     """`torch.nn.utils.get_total_norm`, quicker."""
     kernels = native.load()
-    if kernels is None or not all(_dense(g) for g in grads):
+    if kernels is None or not all(_gapless(g) for g in grads):
         return torch.nn.utils.get_total_norm(grads)
     return torch.tensor(kernels.norm(grads), dtype=torch.float32)
 
@@ -504,10 +504,10 @@ def _step(optimizer: torch.optim.Optimizer, kernels: native.Kernels) -> bool:
 def _alike(p: Tensor, grad: Tensor, state: dict[str, Tensor]) -> bool:
     """Whether a weight, its gradient and what the optimizer keeps of it can be gone through side by side."""
     parts = [p, grad, *(t for key, t in state.items() if key != "step")]
-    return len(parts) > 2 and _dense(p) and all(t.stride() == p.stride() and t.dtype == p.dtype for t in parts)
+    return len(parts) > 2 and _gapless(p) and all(t.stride() == p.stride() and t.dtype == p.dtype for t in parts)
 
 
-def _dense(x: Tensor) -> bool:
+def _gapless(x: Tensor) -> bool:
     """Whether a tensor is float32 on the CPU and fills its memory without gaps."""
     filled = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
     return filled and x.is_cpu and x.dtype == torch.float32
