@@ -2,10 +2,13 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -14,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
 from vaecli import data, registry
@@ -399,6 +402,79 @@ def test_folder_modes(tmp_path):
     upright = one("exif/a.png", turned, exif=exif)
     assert upright.info.shape == (1, 3, 1)
     assert everything(upright).flatten().tolist() == [0.0, 1.0, 1.0]
+
+
+def test_folder_resizes_as_pillow_does(tmp_path):
+    """Against bicubic resampling of the same part by Pillow, whose own way to average big images first is used."""
+    shapes = {(218, 178): (0, 20, 178, 198), (90, 131): (20, 0, 110, 90), (600, 801): (100, 0, 700, 600)}
+    for i, (shape, box) in enumerate(shapes.items()):
+        for channels in (1, 3):
+            rough = random_images(1, *shape, channels, seed=i)[0]
+            image = Image.fromarray(rough.squeeze()).filter(ImageFilter.GaussianBlur(2))
+            image.save(tmp_path / "a.png")
+            expected = image.resize((64, 64), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+            got = folder.read_pixels(str(tmp_path / "a.png"), channels, 64, 64)
+            difference = got.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).reshape(64, 64, channels)
+            assert np.abs(difference).max() <= 3
+            assert np.abs(difference).mean() < 0.2
+
+
+def test_folder_in_processes_is_the_same(tmp_path, capsys, monkeypatch):
+    pixels = random_images(90, 7, 5)
+    for i in range(90):
+        save(tmp_path / "ab"[i % 2] / f"{i:02}.png", pixels[i])
+    (tmp_path / "a" / "41.png").write_bytes(b"no")
+    alone = load_folder(tmp_path, on_bad_image="skip")
+    read, kept = folder._read, torch.get_rng_state()
+    monkeypatch.setattr(folder, "_read", lambda *a, **kw: read(*a, **{**kw, "enough": 10}))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    started = []
+    monkeypatch.setattr(
+        multiprocessing.Process, "start", lambda self, start=multiprocessing.Process.start: started.append(start(self))
+    )
+    together = load_folder(tmp_path, on_bad_image="skip")
+    assert len(started) == 4
+    assert torch.equal(everything(together), everything(alone))
+    assert torch.equal(together.labels, alone.labels)
+    assert torch.equal(torch.get_rng_state(), kept)
+    assert capsys.readouterr().err.count("1 images that cannot be read") == 2
+
+
+def test_folder_whose_reader_is_killed(tmp_path, monkeypatch):
+    for i in range(8):
+        save(tmp_path / f"{i}.png", random_images(1, 3, 3)[0])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = folder.Config(name="folder", path=str(tmp_path))
+    paths = folder._find(tmp_path)
+    with pytest.raises(MachineError, match=r"scanning images: DataLoader worker .*(killed by signal|exited)"):
+        list(folder._read(config, "scanning images", paths, lambda _: os.kill(os.getpid(), signal.SIGKILL), 1, 4))
+
+
+def test_folder_leaves_no_process_behind(tmp_path):
+    """Those who read wait with images that nobody fetches when the command is killed."""
+    script = """if True:
+        import multiprocessing, time, torch
+        from torch.utils.data._utils import worker
+        from vaecli.data import folder
+        worker.MP_STATUS_CHECK_INTERVAL = 0.2  # seconds between looks at whether the parent lives; 5 unless told
+        torch.set_num_threads(2)
+        config = folder.Config(name="folder", path="any")
+        image = torch.ones(3, 64, 64, dtype=torch.uint8)
+        found = folder._read(config, "reading", ["some"] * 4096, lambda _: image, image.numel(), enough=1)
+        next(found)
+        time.sleep(1)
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        readers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert len(readers) == 2
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in readers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def bomb():

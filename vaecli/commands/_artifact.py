@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -209,8 +208,8 @@ def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"{path}: the model takes images of {channels} channels, which no image file has")
     try:
-        size, _ = folder.read_header(Path(path))
-        pixels_CHW = folder.read_pixels(Path(path), channels, height, width)
+        size, _ = folder.read_header(path)
+        pixels_CHW = folder.read_pixels(path, channels, height, width)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
@@ -218,7 +217,7 @@ def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
         raise InputError(f"{path}: not an image that can be read ({problem})") from None
     if size != (height, width):
         streams.notice(f"{path}: fitted from {size[1]}x{size[0]} to the model's {width}x{height} pixels")
-    return torch.from_numpy(pixels_CHW.astype(np.float32) / np.float32(255.0))
+    return pixels_CHW / 255.0
 
 
 def title(*parts: object) -> str:

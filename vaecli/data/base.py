@@ -141,7 +141,7 @@ def store(images_NCHW: np.ndarray[Any, Any]) -> tuple[Store, bool]:
     return Floats(torch.from_numpy(np.ascontiguousarray(images_NCHW, dtype=np.float32))), False
 
 
-def chunks(array: np.ndarray[Any, Any], size: int = 4096) -> Iterator[np.ndarray[Any, Any]]:
+def chunks(array: np.ndarray[Any, Any], size: int = 256) -> Iterator[np.ndarray[Any, Any]]:
     """Slices of the first axis, so that a check of a big array needs little memory on top of it."""
     for start in range(0, len(array), size):
         yield array[start : start + size]

@@ -2,7 +2,7 @@
 
 What becomes of an image, in this order: the first frame; turned upright by its EXIF tag; transparency laid over white;
 16 bits divided by 257, floats in [0, 1] times 255; palette, CMYK and the like to RGB; three channels to one by the luma
-0.299 R + 0.587 G + 0.114 B; with `image_size`, cropped at the centre to that aspect and resized (Lanczos).
+0.299 R + 0.587 G + 0.114 B; with `image_size`, cropped at the centre to that aspect and resized (bicubic, antialiased).
 Hidden files are skipped and links to folders not followed. Images are decoded once and stay in memory.
 """
 
@@ -10,27 +10,33 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
 from vaecli.data.base import DataConfig, Dataset, assemble, require_memory, store
-from vaecli.errors import InputError
+from vaecli.errors import InputError, MachineError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 MAX_PIXELS = 89_478_485  # of one file: where Pillow begins to suspect a decompression bomb
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SHOWN = 10
 
-Array = np.ndarray[Any, Any]
+_TASK, _TASK_BYTES = 32, 2**20  # files read at a time by one process, and bytes of results
+
 T = TypeVar("T")
 
 Side = Annotated[int, Field(gt=0, le=8192)]
@@ -53,29 +59,23 @@ def load(config: Config) -> Dataset:
     MachineError where they do not fit into memory.
     """
     root = Path(config.path).expanduser()
-    paths = _find(root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on metadata and size; what matters is checked here
-        paths, headers = _read(config, "scanning images", paths, read_header)
-        grey = all(mode in _GREY for _, mode in headers)
-        channels = config.channels or (1 if grey else 3)
-        height, width = _target_size(config, root, [size for size, _ in headers])
-        require_memory(
-            len(paths) * channels * height * width,
-            f"{root}: {len(paths):,} images of {channels}x{height}x{width}",
-            "set a smaller data.image_size",
-        )
-        images_NCHW = np.empty((len(paths), channels, height, width), np.uint8)
-        row = {path: i for i, path in enumerate(paths)}
-
-        def decode(path: Path) -> None:
-            images_NCHW[row[path]] = read_pixels(path, channels, height, width)
-
-        good, _ = _read(config, "decoding images", paths, decode)
-    if len(good) < len(paths):
-        images_NCHW = images_NCHW[[row[path] for path in good]]
+    read = list(_read(config, "scanning images", _find(root), read_header, size=256, enough=4000))
+    paths = [path for path, _ in read]
+    grey = all(mode in _GREY for _, (_, mode) in read)
+    channels = config.channels or (1 if grey else 3)
+    height, width = _target_size(config, root, [size for _, (size, _) in read])
+    size = channels * height * width
+    what = f"{root}: {len(paths):,} images of {channels}x{height}x{width}"
+    require_memory(len(paths) * size, what, "set a smaller data.image_size")
+    images_NCHW = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
+    decode = partial(read_pixels, channels=channels, height=height, width=width)
+    good: list[str] = []
+    for path, image_CHW in _read(config, "decoding images", paths, decode, size, enough=250):
+        images_NCHW[len(good)] = image_CHW
+        good.append(path)
+    pixels_NCHW = images_NCHW[: len(good)].numpy()
     labels_NK, classes = _classes(root, good)
-    images, binary = store(images_NCHW)
+    images, binary = store(pixels_NCHW)
     return assemble(
         config,
         images,
@@ -83,64 +83,101 @@ def load(config: Config) -> Dataset:
         factor_names=("class",) if classes else (),
         factor_sizes=(len(classes),) if classes else (),
         binary=binary,
-        source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest()},
+        source={"kind": "folder", "sha256": hashlib.sha256(pixels_NCHW.data).hexdigest()},
     )
 
 
-def _find(root: Path) -> list[Path]:
+def _find(root: Path) -> list[str]:
+    """Paths of the images, sorted by their parts."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", "give the folder with the images: --data folder:PATH")
     paths = [
-        Path(folder, name)
+        os.path.join(folder, name)
         for folder, _, names in os.walk(root)
         for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
     ]
-    paths = sorted(path for path in paths if path.is_file())  # a pipe or a dangling link is no image
+    paths = [path for path in paths if os.path.isfile(path)]  # a pipe or a dangling link is no image
     if not paths:
         raise InputError(f"{root}: no images found", f"files ending in {' '.join(sorted(SUFFIXES))} are looked for")
-    return paths
+    return sorted(paths, key=lambda path: path.split(os.sep))
 
 
-def _read(config: Config, what: str, paths: list[Path], read: Callable[[Path], T]) -> tuple[list[Path], list[T]]:
-    """Apply `read` to all files in threads (Pillow decodes without the interpreter lock): good files, their results.
+@dataclass(frozen=True)
+class _Bad:
+    problem: str
 
-    Bad files end it, or are reported and left out, as `on_bad_image` says.
-    """
 
-    def attempt(path: Path) -> tuple[T | None, str | None]:
+class _Files(TorchDataset[Any]):
+    """What `read` makes of each file, or what is wrong with it."""
+
+    def __init__(self, paths: list[str], read: Callable[[str], Any]) -> None:
+        self.paths, self.read = paths, read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Any:
         try:
-            return read(path), None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's remarks on metadata and size; what matters is checked here
+                return self.read(self.paths[i])
         except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-            return None, str(getattr(error, "strerror", None) or error).partition("\n")[0] or type(error).__name__
+            text = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+            return _Bad(text or type(error).__name__)
 
-    good: list[Path] = []
-    results: list[T] = []
+
+def _together(results: list[Any]) -> tuple[list[Any] | Tensor, list[str | None]]:
+    """What became of good files, and the problem of each file or None. Images are one tensor, which passes from one
+    process to another through shared memory: it would fill the pipe, and who waits there outlives a killed command.
+    """
+    good = [result for result in results if not isinstance(result, _Bad)]
+    problems = [result.problem if isinstance(result, _Bad) else None for result in results]
+    return torch.stack(good) if good and isinstance(good[0], Tensor) else good, problems
+
+
+def _read(
+    config: Config, what: str, paths: list[str], read: Callable[[str], T], size: int, enough: int
+) -> Iterator[tuple[str, T]]:
+    """Good files and what `read` makes of them, in order; read by a process for each thread that torch may use, if that
+    leaves each `enough` files to pay for its start (in threads, Pillow's interpreter lock takes a half of the gain).
+
+    `size`: bytes of one result. Bad files end it, or are reported and left out, as `on_bad_image` says.
+    """
+    workers = min(torch.get_num_threads(), len(paths) // enough)
+    loader = DataLoader(
+        _Files(paths, read),
+        batch_size=max(1, min(_TASK, _TASK_BYTES // size)),
+        num_workers=workers if workers > 1 else 0,
+        collate_fn=_together,
+        generator=torch.Generator(),  # or it would draw from the one that training draws from
+    )
     bad: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, output.progress(what, len(paths)) as advance:
-        for start in range(0, len(paths), 1024):  # in pieces, so that a hopeless folder is given up soon
-            piece = paths[start : start + 1024]
-            tasks = [piece[i : i + 32] for i in range(0, len(piece), 32)]  # one by one, threads wait for each other
-            attempts = chain.from_iterable(pool.map(lambda task: list(map(attempt, task)), tasks))
-            for path, (result, problem) in zip(piece, attempts, strict=True):
-                if problem is None:
-                    good.append(path)
-                    results.append(cast(T, result))
-                else:
-                    bad.append(f"{path} ({problem})")
-            advance(len(piece))
-            if len(bad) > _SHOWN and config.on_bad_image == "error":
-                break
+    left = iter(paths)
+    try:
+        with output.progress(what, len(paths)) as advance:
+            for results, problems in loader:
+                good = iter(results)
+                for path, problem in zip(islice(left, len(problems)), problems, strict=True):
+                    if problem is None:
+                        yield path, next(good)
+                    else:
+                        bad.append(f"{path} ({problem})")
+                advance(len(problems))
+                if len(bad) > _SHOWN and config.on_bad_image == "error":
+                    break
+    except RuntimeError as error:  # what a DataLoader says of a worker that was killed
+        message = f"{what}: {str(error).partition(chr(10))[0]}"
+        raise MachineError(message, "was memory short? OMP_NUM_THREADS=1 reads in one process") from error
     if bad:
         listed = ", ".join(bad[:_SHOWN]) + (", ..." if len(bad) > _SHOWN else "")
-        if config.on_bad_image == "error" or not good:
-            hint = "repair or remove them, or set data.on_bad_image=skip" if good else None
+        if config.on_bad_image == "error" or len(bad) == len(paths):
+            hint = "repair or remove them, or set data.on_bad_image=skip" if len(bad) < len(paths) else None
             raise InputError(f"images that cannot be read: {listed}", hint)
         output.warning(f"{len(bad):,} images that cannot be read are left out: {listed}")
-    return good, results
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: str) -> Image.Image:
     image = Image.open(path)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
@@ -151,7 +188,7 @@ def _open(path: Path) -> Image.Image:
 _ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], str]:
+def read_header(path: str) -> tuple[tuple[int, int], str]:
     """Upright (height, width) and mode, without decoding."""
     with _open(path) as image:
         # A PNG whose header has no orientation would be decoded as a whole to look for one behind the pixels.
@@ -176,7 +213,7 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
     return counts[0][0]
 
 
-def read_pixels(path: Path, channels: int, height: int, width: int) -> Array:
+def read_pixels(path: str, channels: int, height: int, width: int) -> Tensor:
     """uint8 (C, H, W)."""
     with _open(path) as opened:
         if opened.format == "JPEG" and opened.mode in ("L", "RGB"):
@@ -184,7 +221,9 @@ def read_pixels(path: Path, channels: int, height: int, width: int) -> Array:
             # resampling that follows still decides.
             side = 2 * max(height, width)
             opened.draft(opened.mode, (side, side))
-        image = ImageOps.exif_transpose(opened)
+        opened.load()
+    image: Image.Image = opened
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 65535) / 257.0).astype(np.uint8))
     elif image.mode == "F":
@@ -195,23 +234,31 @@ def read_pixels(path: Path, channels: int, height: int, width: int) -> Array:
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        # The largest part in the middle that has the wanted proportions; big images are first averaged in blocks, down
-        # to three times the size wanted.
-        across, down = min(image.width, image.height * width / height), min(image.height, image.width * height / width)
-        left, top = (image.width - across) / 2, (image.height - down) / 2
-        part = (left, top, left + across, top + down)
-        image = image.resize((width, height), Image.Resampling.LANCZOS, box=part, reducing_gap=3.0)
-    pixels_HWC = np.asarray(image).reshape(height, width, channels)
-    return pixels_HWC.transpose(2, 0, 1)
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy
+    if image.size == (width, height):
+        return _channels_first(image)
+    # The largest part in the middle that has the wanted proportions, big images first averaged in blocks, down to three
+    # times the size wanted (of what does not fill a block, up to two thirds of a pixel is left out).
+    scale = min(image.width / width, image.height / height)
+    block = max(1, int(scale / 3))
+    across, down = (max(1, round(scale * side) // block) * block for side in (width, height))
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    image = image.reduce(block, (left, top, left + across, top + down))
+    pixels_1CHW = _channels_first(image)[None]
+    # PyTorch's resampling of bytes differs from Pillow's by one level at most and takes half the time.
+    return functional.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
-def _classes(root: Path, paths: list[Path]) -> tuple[torch.Tensor | None, list[str]]:
+def _channels_first(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def _classes(root: Path, paths: list[str]) -> tuple[Tensor | None, list[str]]:
     """Labels (N, 1) by immediate sub-folder in sorted order, if all images are in sub-folders and there are several."""
-    parts = [path.relative_to(root).parts for path in paths]
-    classes = sorted({part[0] for part in parts})
-    if len(classes) < 2 or any(len(part) < 2 for part in parts):
+    folders = [os.path.relpath(path, root).rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
+    classes = sorted(set(folders))
+    if len(classes) < 2 or "" in classes:
         return None, []
     number = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([[number[part[0]]] for part in parts]), classes
+    return torch.tensor([[number[folder]] for folder in folders]), classes
