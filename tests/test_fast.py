@@ -398,6 +398,62 @@ def test_a_quicker_optimizer_is_still_torch_s(kind: str) -> None:
     assert float(optimizer.state[p]["max_exp_avg_sq"].min()) == 2.0**40
 
 
+@pytest.mark.skipif(native.load() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "black"), [(64, False), (40, False), (64, True)])
+def test_norm_of_gradients_that_were_just_made(rows: int, black: bool, bf16: bool) -> None:
+    """Squares of a linear layer's gradient are summed while it is made, and again if somebody changes it."""
+    kernels = native.load()
+    assert kernels is not None
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1200, 1056), nn.ReLU(), nn.Linear(1056, 32), nn.ReLU(), nn.Linear(32, 20))
+    fast.accelerate(net)
+    x = torch.randn(rows, 1200)
+    if black:
+        x[:, 100:] = 0
+    parameters = list(net.parameters())
+
+    def backward() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            torch.autograd.backward(net(x).float().pow(2).sum())
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def check(grads: list[Tensor], known: int) -> None:
+        assert sum(kernels._known_squares(g) is not None for g in grads) == known
+        exact = torch.cat([g.double().flatten() for g in grads]).norm()
+        torch.testing.assert_close(fast.total_norm(grads).double(), exact, rtol=1e-6, atol=0)
+
+    check(backward(), 2)
+    grads = backward()  # added to those of before
+    check(grads, 0)
+    net.zero_grad()
+    grads = backward()
+    check([grads[0][:7], grads[0].t().contiguous(), *grads[1:]], 1)  # a part of a gradient is not the whole
+    check(grads, 2)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        net.zero_grad()
+        found.append(fast.total_norm(backward()[:1]))
+    torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+    grads = backward()
+    with torch.no_grad():
+        parameters[0].grad.mul_(3)  # type: ignore[union-attr]
+    check(grads, 0)
+    net.zero_grad()
+    handle = parameters[2].register_hook(lambda g: g * 2)
+    check(backward(), 1)
+    handle.remove()
+    net.zero_grad()
+    kept = len(kernels._squares)
+    del grads
+    assert len(kernels._squares) <= kept - 2  # forgotten with the gradients
+    x[3, 5] = torch.nan
+    assert not fast.total_norm(backward()).isfinite()
+
+
 def test_norm_of_all_gradients(kind: str) -> None:
     torch.manual_seed(0)
     grads = [

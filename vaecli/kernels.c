@@ -158,6 +158,7 @@ typedef struct {
     float *c;
     long ldc;
     const float *start;
+    float *squares;        /* [VL], to which the squares of C are added; or NULL */
     int add, relu, stream; /* stream: past the caches, into whole lines of them */
 } Product;
 
@@ -202,6 +203,13 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
         for (int v = 0; v < nv; v++)
             if (p.stream) stream(c + i * p.ldc + v * VL, sum[i][v]);
             else STORE(c + i * p.ldc + v * VL, p.relu ? unless(sum[i][v] < 0, sum[i][v]) : sum[i][v]);
+    if (!p.squares) return;
+    vec squares = LOAD(p.squares);
+#pragma GCC unroll 8
+    for (int i = 0; i < mb; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < nv; v++) squares += sum[i][v] * sum[i][v];
+    STORE(p.squares, squares);
 }
 
 INLINE void product(const int bf16, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
@@ -757,6 +765,7 @@ typedef struct {
     const float *g, *kept;   /* backward: gradient by y; y itself where something followed */
     float *out, *gw, *gb;    /* y, or the gradient by x (NULL where not wanted); gb may be NULL */
     long m, n, k;
+    double *squares;         /* where the sum of the squares of gw goes, if there is a place for it */
     int after, before, bf16, threads; /* before: what x came out of; its gradient goes through that, too */
 } Linear;
 
@@ -834,8 +843,8 @@ static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) 
     }
 }
 
-/* Rows `from` to `to` of the gradient by the weights; g[..][n] has gone through the ReLU. */
-static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long from, long to) {
+/* Rows `from` to `to` of the gradient by the weights; g[..][n] has gone through the ReLU. `squares`: of every eight rows. */
+static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long from, long to, double *squares) {
     for (long r = from; r < to; r++) {
         float *gw = c->gw + r * c->k;
         memset(gw, 0, c->k * sizeof(float));
@@ -845,6 +854,12 @@ static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long 
             for (long b = s->first[i]; b < s->first[i + 1]; b++)
                 STORE(gw + s->column[b], LOAD(gw + s->column[b]) + by * LOAD(s->values + b * VL));
         }
+        vec sum[4] = {{0}};
+        long e = 0;
+        for (; e + 4 * VL <= c->k; e += 4 * VL)
+            for (int q = 0; q < 4; q++) sum[q] += LOAD(gw + e + q * VL) * LOAD(gw + e + q * VL);
+        for (; e < c->k; e += VL) sum[0] += LOAD(gw + e) * LOAD(gw + e);
+        squares[r / 8] += total((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
 }
 
@@ -926,7 +941,8 @@ static int linear_backward(Linear c) {
     float *g = room(m16 * n), *gt = room(n * m16), *x = c.m == m16 ? 0 : zeros(m16 * k);
     float *gwords = room(c.bf16 ? m16 * n / 2 : 0), *gtwords = room(c.bf16 ? m16 * n / 2 : 0);
     float *xwords = room(c.bf16 ? m16 * k / 2 : 0);
-    int failed = !g || !gt || (c.m != m16 && !x) || !gwords || !gtwords || !xwords;
+    double *squares = calloc(n / 8, sizeof(double));
+    int failed = !g || !gt || (c.m != m16 && !x) || !gwords || !gtwords || !xwords || !squares;
     if (x) memcpy(x, c.x, c.m * k * sizeof(float));
     const float *full = x ? x : c.x;
     const Sparse few = sparse(c.x, c.m, k);
@@ -968,20 +984,21 @@ static int linear_backward(Linear c) {
             const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
             /* Gradients that no cache holds until they are read: to write them, nothing need be read before. */
             const int past = n * k > LARGE && (size_t)c.gw % 64 == 0;
-            if (few.few && !failed) outer_sparse(&c, &few, g, from, to);
+            if (few.few && !failed) outer_sparse(&c, &few, g, from, to, squares);
             for (long e = 0; e < k && !failed && !few.few; e += WIDE)
                 for (long r = from; r < to; r += 8) {
                     const long wide = k - e < WIDE ? k - e : WIDE;
+                    float each[VL] = {0};
                     Product p = {.a = g + r, .ak = n, .b = full + e, .ldb = k, .segments = 1, .k = m16,
-                                 .c = c.gw + r * k + e, .ldc = k, .stream = past};
+                                 .c = c.gw + r * k + e, .ldc = k, .squares = c.squares ? each : 0, .stream = past};
 #ifdef __AVX512BF16__
                     if (c.bf16) {
                         p.a = gwords + r, p.b = xwords + e, p.k = m16 / 2;
                         columns_bf16(p, 8, wide);
-                        continue;
-                    }
+                    } else
 #endif
                     columns_fp32(p, 8, wide);
+                    squares[r / 8] += total(LOAD(each));
                 }
         }
         _mm_sfence();
@@ -1023,7 +1040,8 @@ static int linear_backward(Linear c) {
             }
         free(piece), free(gxt);
     }
-    free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords), release(few);
+    for (long r = 0; r < n / 8 && !failed && c.squares; r++) *c.squares = (r ? *c.squares : 0) + squares[r];
+    free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords), free(squares), release(few);
     return failed;
 }
 
@@ -1077,6 +1095,7 @@ typedef struct {
     const float *w, *bias;
     float *out;            /* what the forward pass puts out is wanted by the backward pass */
     float *gw, *gb;        /* gb may be NULL */
+    double squares;        /* of gw, in all, which costs nothing while it is made; negative where that was not so */
 } Layer;
 
 /* Channels last to channels first, to[n][cs][h w] from x[n][h w][cs], or back; the rest as in `unpad`. */
@@ -1109,7 +1128,7 @@ int forward(const Layer *layers, long count, const float *x, int bf16, int threa
 
 /* The gradients by all weights and, unless gx is NULL, by x, from g, that by what was put out. With `spend` they take the
  * place of what the layers put out on the way, which is lost. */
-int backward(const Layer *layers, long count, const float *x, const float *g, float *gx, int bf16, int spend,
+int backward(Layer *layers, long count, const float *x, const float *g, float *gx, int bf16, int spend,
              int threads) {
     long most[2] = {0};
     for (long i = 1; i < count && !spend; i++)
@@ -1117,8 +1136,10 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
     float *places[2] = {room(most[0]), room(most[1])};
     int failed = !places[0] || !places[1];
     for (long i = count - 1; i >= 0 && !failed; i--) {
-        const Layer *l = layers + i;
+        Layer *l = layers + i;
         const Shape s = l->shape;
+        const int whole = s.cs % 16 == 0 && s.cl % 16 == 0; /* not filled up */
+        l->squares = -1;
         /* What comes in has gone through what follows the layer, but for the last one. */
         const float *in = i ? layers[i - 1].out : x, *kept = i == count - 1 && l->after ? l->out : 0;
         const int before = i ? layers[i - 1].after : NOTHING;
@@ -1129,6 +1150,7 @@ int backward(const Layer *layers, long count, const float *x, const float *g, fl
         if (l->kind == LINEAR)
             failed = linear_any(linear_backward, (Linear){.x = in, .w = l->w, .g = g, .kept = kept, .out = out,
                                                           .gw = l->gw, .gb = l->gb, .m = s.n, .n = s.cs, .k = s.cl,
+                                                          .squares = whole ? &l->squares : 0,
                                                           .after = l->after, .before = before, .bf16 = bf16,
                                                           .threads = threads});
         else if (l->kind < TO_PLANES)

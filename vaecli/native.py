@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 from vaecli.paths import cache_dir
 
@@ -44,6 +45,7 @@ class _Layer(ctypes.Structure):
         ("shape", _Shape),
         *[(name, ctypes.c_long) for name in ("kind", "after", "size")],
         *[(name, ctypes.c_void_p) for name in ("w", "bias", "out", "gw", "gb")],
+        ("squares", ctypes.c_double),
     ]
 
 
@@ -93,6 +95,8 @@ class Kernels:
         self._library.squares.argtypes = [pointer, ctypes.c_long, number]
         self._library.squares.restype = ctypes.c_double
         self.has_bf16 = bool(self._library.has_bf16())
+        # Of gradients made here, while they live: size, version and sum of squares.
+        self._squares: WeakKeyDictionary[UntypedStorage, tuple[int, int, float]] = WeakKeyDictionary()
 
     def __deepcopy__(self, memo: Any) -> "Kernels":
         return self
@@ -154,6 +158,9 @@ class Kernels:
         settings = bf16 and self.has_bf16, spend, torch.get_num_threads()
         if self._library.backward(call, len(call), *addresses, *settings):
             raise MemoryError("no memory for a network's layers")
+        for layer, (gw, _) in zip(_weighted(call), gradients, strict=True):
+            if layer.squares >= 0:  # neither unknown nor NaN
+                self._squares[gw.untyped_storage()] = gw.numel(), gw._version, layer.squares
         return grad_x, gradients
 
     def bernoulli(self, x: Tensor, logits: Tensor, wants_slope: bool) -> tuple[Tensor, Tensor | None]:
@@ -188,10 +195,20 @@ class Kernels:
         torch.autograd.graph.increment_version([p for p, *_ in tensors])  # as any change of a tensor does
 
     def norm(self, tensors: Sequence[Tensor]) -> float:
-        """The 2-norm of float32 tensors, taken together; they fill their memory without gaps."""
-        each = [_Moved(None, None, None, t.data_ptr(), t.numel()) for t in tensors]
-        threads = torch.get_num_threads()
-        return math.sqrt(self._library.squares((_Moved * len(each))(*each), len(each), threads))
+        """The 2-norm of float32 tensors, taken together; they fill their memory without gaps.
+
+        Gradients as `backward` made them are not read again. What changes one behind autograd's back, as through
+        `.data`, is not seen.
+        """
+        known = [self._known_squares(t) for t in tensors]
+        rest = [t for t, squares in zip(tensors, known, strict=True) if squares is None]
+        each = [_Moved(None, None, None, t.data_ptr(), t.numel()) for t in rest]
+        squares = self._library.squares((_Moved * len(each))(*each), len(each), torch.get_num_threads())
+        return math.sqrt(squares + sum(squares for squares in known if squares is not None))
+
+    def _known_squares(self, t: Tensor) -> float | None:
+        made = self._squares.get(t.untyped_storage())
+        return made[2] if made is not None and made[:2] == (t.numel(), t._version) else None
 
     @staticmethod
     def _call(plan: Plan, between: Tensor, out: Tensor, weights: Weights) -> Any:
