@@ -158,6 +158,8 @@ typedef struct {
     float *c;
     long ldc;
     const float *start;
+    const float *next;     /* what is needed afterwards and is brought near meanwhile, or NULL: for each segment a row, */
+    long pitch, each;      /* this far from one to the next, of which each k takes so many floats */
     float *squares;        /* [VL], to which the squares of C are added; or NULL */
     int add, relu, stream; /* stream: past the caches, into whole lines of them */
 } Product;
@@ -185,8 +187,9 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
             else if (p.start) sum[i][v] = LOAD(p.start + n + v * VL);
         }
     for (long s = 0; s < p.segments; s++, a += p.sa) {
-        const float *ak = a;
+        const float *ak = a, *next = p.next + (n / (NV * VL) * p.segments + s) * p.pitch;
         for (long k = 0; k < p.k; k++, ak += p.ak, b += p.ldb) {
+            if (p.next) __builtin_prefetch(next + k * p.each, 0, 2);
             vec bv[NV];
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) bv[v] = LOAD(b + v * VL);
@@ -234,11 +237,11 @@ static void rows_bf16(Product p, long rows, long columns) { p.ak = 1, product(1,
 static void columns_bf16(Product p, long rows, long columns) { p.am = 1, product(1, p, rows, columns); }
 
 /* x[rows][columns] to words of neighbours in a column, to[rows / 2][columns]; from float32 and from bfloat16. */
-static void pair_floats(const float *x, long rows, long columns, float *to) {
-    for (long r = 0; r < rows; r += 2, x += 2 * columns, to += columns)
+static void pair_floats(const float *x, long pitch, long rows, long columns, float *to) {
+    for (long r = 0; r < rows; r += 2, x += 2 * pitch, to += columns)
         for (long i = 0; i < columns; i += 16) {
             const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)LOAD(x + i)));
-            const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)LOAD(x + columns + i)));
+            const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)LOAD(x + pitch + i)));
             _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
 }
@@ -560,7 +563,7 @@ static int wide(int pass, Shape shape, Call c) {
             if (c.bf16)
 #pragma omp for schedule(static)
                 for (long f = 0; f < 9; f++)
-                    pair_floats(w + f * rows * columns, rows, columns, x.pairs + f * rows * columns / 2);
+                    pair_floats(w + f * rows * columns, columns, rows, columns, x.pairs + f * rows * columns / 2);
 #endif
 #pragma omp for schedule(static)
             for (long g = 0; g < groups; g++) {
@@ -863,10 +866,11 @@ static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long 
     }
 }
 
-/* Have rows[count][columns] brought near: the processor sees a pattern only in longer rows. */
-INLINE void fetch(const float *rows, long count, long columns, long pitch) {
-    for (long i = 0; i < count; i++)
-        for (long e = 0; e < columns; e += 16) __builtin_prefetch(rows + i * pitch + e, 0, 2);
+/* In how many segments a product of `columns` columns brings eight rows near, all its blocks taken together. (The
+ * processor by itself sees a pattern only in longer rows; asked for them all at once, it stands still.) */
+static long shares_of(long columns) {
+    const long blocks = (columns + NV * VL - 1) / (NV * VL);
+    return blocks == 1 ? 8 : blocks < 4 ? 4 : blocks < 8 ? 2 : 1;
 }
 
 static void finish_linear(const Linear *c) {
@@ -900,7 +904,7 @@ static int linear(Linear c) {
         for (long e = 0; e < k; e += 16) {
             turn(c.x, c.m, k, e, m16, xt + e * m16);
 #ifdef __AVX512BF16__
-            if (c.bf16) pair_floats(xt + e * m16, 16, m16, pairs + e / 2 * m16);
+            if (c.bf16) pair_floats(xt + e * m16, m16, 16, m16, pairs + e / 2 * m16);
 #endif
         }
 #pragma omp for schedule(static)
@@ -908,15 +912,16 @@ static int linear(Linear c) {
             const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
             for (long e = 0; e < k && !failed; e += DEEP)
                 for (long r = from; r < to; r += 8) {
-                    const long deep = k - e < DEEP ? k - e : DEEP;
-                    if (r + 8 < to) fetch(c.w + (r + 8) * k + e, 8, deep, k);
-                    Product p = {.a = c.w + r * k + e, .am = k, .b = xt + e * m16, .ldb = m16, .segments = 1, .k = deep,
-                                 .c = yt + r * m16, .ldc = m16, .add = e > 0};
+                    const long deep = k - e < DEEP ? k - e : DEEP, shares = shares_of(m16);
+                    Product p = {.a = c.w + r * k + e, .am = k, .b = xt + e * m16, .ldb = m16, .segments = shares,
+                                 .k = deep / shares, .sa = deep / shares, .each = shares,
+                                 .next = r + 8 < to ? c.w + (r + 8) * k + e : 0, .pitch = k, .c = yt + r * m16, .ldc = m16, .add = e > 0};
 #ifdef __AVX512BF16__
                     if (c.bf16) {
                         for (long i = 0; i < 8; i++)
                             for (long j = 0; j < deep; j += VL) put(1, halves + i * deep / 2, j, LOAD(p.a + i * k + j));
-                        p.a = halves, p.am = p.k = deep / 2, p.b = pairs + e / 2 * m16;
+                        p.a = halves, p.am = deep / 2, p.b = pairs + e / 2 * m16;
+                        p.k = p.sa = deep / 2 / shares, p.each = 2 * shares;
                         rows_bf16(p, 8, m16);
                         continue;
                     }
@@ -934,6 +939,11 @@ static int linear(Linear c) {
     if (!failed) finish_linear(&c);
     free(xt), free(pairs), free(yt);
     return failed;
+}
+
+static void copy_rows(const float *from, long rows, long columns, float *to, long pitch) { /* the rest of `to` stays */
+    for (long i = 0; i < rows; i++)
+        memcpy(to + i * pitch, from + i * columns, (columns < pitch ? columns : pitch) * sizeof(float));
 }
 
 static int linear_backward(Linear c) {
@@ -968,15 +978,15 @@ static int linear_backward(Linear c) {
             for (long v = 0; c.gb && v < 16 / VL; v++) STORE(c.gb + e + v * VL, sum[v]);
             turn(g, m16, n, e, m16, gt + e * m16);
 #ifdef __AVX512BF16__
-            if (c.bf16) pair_floats(gt + e * m16, 16, m16, gtwords + e / 2 * m16);
+            if (c.bf16) pair_floats(gt + e * m16, m16, 16, m16, gtwords + e / 2 * m16);
 #endif
         }
 #ifdef __AVX512BF16__
         if (c.bf16)
 #pragma omp for schedule(static)
             for (long i = 0; i < m16; i += 2) {
-                if (!few.few) pair_floats(full + i * k, 2, k, xwords + i / 2 * k);
-                pair_floats(g + i * n, 2, n, gwords + i / 2 * n);
+                if (!few.few) pair_floats(full + i * k, k, 2, k, xwords + i / 2 * k);
+                pair_floats(g + i * n, n, 2, n, gwords + i / 2 * n);
             }
 #endif
 #pragma omp for schedule(static)
@@ -1007,22 +1017,21 @@ static int linear_backward(Linear c) {
             for (long e = 0; e < k; e += SIDE) {
                 const long side = k - e < SIDE ? k - e : SIDE;
                 for (long r = 0; r < n; r += SIDE) {
-                    const long deep = n - r < SIDE ? n - r : SIDE;
-                    Product p = {.a = piece, .ak = side, .b = gt + r * m16, .ldb = m16, .segments = 1, .k = deep,
-                                 .c = gxt, .ldc = m16, .add = r > 0};
+                    const long deep = n - r < SIDE ? n - r : SIDE, shares = shares_of(m16);
                     const long nr = r + SIDE < n ? r + SIDE : 0, ne = nr ? e : e + SIDE; /* the next piece */
-                    const long rows = ne >= k ? 0 : n - nr < SIDE ? n - nr : SIDE, columns = k - ne < SIDE ? k - ne : SIDE;
-                    for (long i = 0; i < deep; i++)
-                        memcpy(piece + i * side, c.w + (r + i) * k + e, side * sizeof(float));
+                    Product p = {.a = piece, .ak = side, .b = gt + r * m16, .ldb = m16, .segments = shares,
+                                 .k = deep / shares, .sa = deep / shares * side, .pitch = k,
+                                 .c = gxt, .ldc = m16, .add = r > 0};
 #ifdef __AVX512BF16__
-                    if (c.bf16) { /* in place: two rows are read before one is written */
-                        pair_floats(piece, deep, side, piece);
-                        p.b = gtwords + r / 2 * m16, p.k = deep / 2;
-                    }
+                    if (c.bf16) {
+                        pair_floats(c.w + r * k + e, k, deep, side, piece);
+                        p.b = gtwords + r / 2 * m16, p.k = deep / 2 / shares, p.sa = p.k * side;
+                    } else
 #endif
+                    copy_rows(c.w + r * k + e, deep, k, piece, side);
+                    p.each = (SIDE + p.k - 1) / p.k;
                     for (long j = 0; j < side; j += 8, p.a += 8, p.c += 8 * m16) {
-                        const long from = rows * j / side, to = rows * (j + 8) / side;
-                        fetch(c.w + (nr + from) * k + ne, to - from, columns, k);
+                        p.next = ne < k && nr + j < n ? c.w + (nr + j) * k + ne : 0;
 #ifdef __AVX512BF16__
                         if (c.bf16) {
                             columns_bf16(p, 8, m16);
@@ -1043,11 +1052,6 @@ static int linear_backward(Linear c) {
     for (long r = 0; r < n / 8 && !failed && c.squares; r++) *c.squares = (r ? *c.squares : 0) + squares[r];
     free(g), free(gt), free(x), free(gwords), free(gtwords), free(xwords), free(squares), release(few);
     return failed;
-}
-
-static void copy_rows(const float *from, long rows, long columns, float *to, long pitch) { /* the rest of `to` stays */
-    for (long i = 0; i < rows; i++)
-        memcpy(to + i * pitch, from + i * columns, (columns < pitch ? columns : pitch) * sizeof(float));
 }
 
 /* Either of the two for any sizes: filled up with 0 to multiples of 16, in places of their own. */
