@@ -173,7 +173,7 @@ INLINE vec multiply(const int bf16, vec sum, const float *a, vec b) {
     return sum + *a * b;
 }
 
-INLINE void block(const int bf16, const int mb, const int nv, const Product p, long m, long n) {
+INLINE void block(const int bf16, const int more, const int mb, const int nv, const Product p, long m, long n) {
     const long fours = p.fours ? p.fours : 4 * p.am;
     const float *a = p.a + m / 4 * fours + m % 4 * p.am, *b = p.b + n;
     float *c = p.c + m * p.ldc + n;
@@ -189,7 +189,7 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
     for (long s = 0; s < p.segments; s++, a += p.sa) {
         const float *ak = a, *next = p.next + (n / (NV * VL) * p.segments + s) * p.pitch;
         for (long k = 0; k < p.k; k++, ak += p.ak, b += p.ldb) {
-            if (p.next) __builtin_prefetch(next + k * p.each, 0, 2);
+            if (more && p.next) __builtin_prefetch(next + k * p.each, 0, 2);
             vec bv[NV];
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) bv[v] = LOAD(b + v * VL);
@@ -206,7 +206,7 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
         for (int v = 0; v < nv; v++)
             if (p.stream) stream(c + i * p.ldc + v * VL, sum[i][v]);
             else STORE(c + i * p.ldc + v * VL, p.relu ? unless(sum[i][v] < 0, sum[i][v]) : sum[i][v]);
-    if (!p.squares) return;
+    if (!more || !p.squares) return;
     vec squares = LOAD(p.squares);
 #pragma GCC unroll 8
     for (int i = 0; i < mb; i++)
@@ -215,26 +215,32 @@ INLINE void block(const int bf16, const int mb, const int nv, const Product p, l
     STORE(p.squares, squares);
 }
 
-INLINE void product(const int bf16, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
+INLINE void product(const int bf16, const int more, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
     for (long n = 0; n < columns; n += NV * VL) {
         long m = 0;
 #define BLOCKS(size)                                                \
     for (; m + size <= rows; m += size)                             \
-        if (columns - n >= NV * VL) block(bf16, size, NV, p, m, n); \
-        else block(bf16, size, 1, p, m, n);
+        if (columns - n >= NV * VL) block(bf16, more, size, NV, p, m, n); \
+        else block(bf16, more, size, 1, p, m, n);
         BLOCKS(MB)
+        if (more) continue; /* only linear layers ask for more, and take eight rows at a time */
         BLOCKS(4)
         BLOCKS(1)
 #undef BLOCKS
     }
 }
 
+INLINE void either(const int bf16, const Product p, long rows, long columns) {
+    if (p.next || p.squares) product(bf16, 1, p, rows, columns);
+    else product(bf16, 0, p, rows, columns); /* without a thought of those in the inmost loop */
+}
+
 /* The ways in which A is read, each with its stride known to the compiler. */
-static void rows_fp32(Product p, long rows, long columns) { p.ak = 1, product(0, p, rows, columns); }
-static void columns_fp32(Product p, long rows, long columns) { p.am = 1, product(0, p, rows, columns); }
+static void rows_fp32(Product p, long rows, long columns) { p.ak = 1, either(0, p, rows, columns); }
+static void columns_fp32(Product p, long rows, long columns) { p.am = 1, either(0, p, rows, columns); }
 #ifdef __AVX512BF16__
-static void rows_bf16(Product p, long rows, long columns) { p.ak = 1, product(1, p, rows, columns); }
-static void columns_bf16(Product p, long rows, long columns) { p.am = 1, product(1, p, rows, columns); }
+static void rows_bf16(Product p, long rows, long columns) { p.ak = 1, either(1, p, rows, columns); }
+static void columns_bf16(Product p, long rows, long columns) { p.am = 1, either(1, p, rows, columns); }
 
 /* x[rows][columns] to words of neighbours in a column, to[rows / 2][columns]; from float32 and from bfloat16. */
 static void pair_floats(const float *x, long pitch, long rows, long columns, float *to) {
