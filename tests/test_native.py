@@ -131,7 +131,16 @@ def test_convolutions_in_bf16_are_near(shape: tuple[int, ...], transposed: bool,
 @needs_kernels
 @pytest.mark.parametrize(
     "sizes",
-    [(64, 48, 80), (37, 16, 32), (1, 160, 16), (100, 1040, 1200), (20, 1040, 1024), (64, 20, 256), (5, 1, 7)],
+    [
+        (64, 48, 80),
+        (37, 16, 32),
+        (1, 160, 16),
+        (100, 1040, 1200),
+        (20, 1040, 1024),
+        (250, 32, 48),
+        (64, 20, 256),
+        (5, 1, 7),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("after", native.ACTIVATIONS)
