@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaecli import cli, registry
+from vaecli import cli, output, registry
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # tests run side by side; threads on tiny tensors only wait for each other
@@ -38,6 +38,7 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: py
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(output, "_quiet", False)  # what a test before this one may have asked for
     monkeypatch.setenv("VAE_DEVICE", "cpu")
     monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "vae-cache"))
     monkeypatch.setenv("VAE_OFFLINE", "1")

@@ -17,7 +17,7 @@ from conftest import Result
 from PIL import Image
 from torch import Tensor
 
-from vaecli import checkpoint, data, output
+from vaecli import checkpoint, data
 from vaecli.batch import DataInfo
 from vaecli.checkpoint import Loaded
 from vaecli.commands import _artifact, analyze, reconstruct, sample, traverse
@@ -70,7 +70,6 @@ def images() -> np.ndarray:
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixels:
     """The commands find this model in any checkpoint; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
-    output.configure(quiet=False)
     net = Pixels().eval()
     store = Floats(torch.from_numpy(images()))
     splits = {"train": torch.arange(10, 30), "val": torch.arange(30, 40), "test": torch.arange(10)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaecli import config as configs
-from vaecli import data, graph, models, output, rundir, trainer, tree
+from vaecli import data, graph, models, rundir, trainer, tree
 from vaecli.config import RunConfig
 from vaecli.errors import Diverged
 from vaecli.models.base import Model
@@ -164,7 +164,6 @@ def test_a_failed_recording_falls_back(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(self: graph.StaticSteps, step: int, until: int) -> int:
         raise graph.CannotRecord("operation not permitted when stream is capturing")
 
-    output.configure(quiet=False)  # a test before this one may have asked for quiet
     config = config_of(CASES["vae"])
     plain = train(config, "cpu", False, tmp_path)
     monkeypatch.setattr(graph.StaticSteps, "launch", fail)
