@@ -852,23 +852,27 @@ static void linear_sparse(const Linear *c, const Sparse *s, long from, long to) 
     }
 }
 
-/* Rows `from` to `to` of the gradient by the weights; g[..][n] has gone through the ReLU. `squares`: of every eight rows. */
-static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long from, long to, double *squares) {
+/* Rows `from` to `to` of the gradient by the weights, each made in `row`; g[..][n] has gone through the ReLU. `squares`:
+ * of every eight rows. */
+static void outer_sparse(const Linear *c, const Sparse *s, const float *g, long from, long to, int past, float *row,
+                         double *squares) {
     for (long r = from; r < to; r++) {
-        float *gw = c->gw + r * c->k;
-        memset(gw, 0, c->k * sizeof(float));
+        memset(row, 0, c->k * sizeof(float));
         for (long i = 0; i < c->m; i++) {
             const float by = g[i * c->n + r];
             if (by == 0) continue;
             for (long b = s->first[i]; b < s->first[i + 1]; b++)
-                STORE(gw + s->column[b], LOAD(gw + s->column[b]) + by * LOAD(s->values + b * VL));
+                STORE(row + s->column[b], LOAD(row + s->column[b]) + by * LOAD(s->values + b * VL));
         }
-        vec sum[4] = {{0}};
-        long e = 0;
-        for (; e + 4 * VL <= c->k; e += 4 * VL)
-            for (int q = 0; q < 4; q++) sum[q] += LOAD(gw + e + q * VL) * LOAD(gw + e + q * VL);
-        for (; e < c->k; e += VL) sum[0] += LOAD(gw + e) * LOAD(gw + e);
-        squares[r / 8] += total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        vec sum = {0};
+        float *gw = c->gw + r * c->k;
+        for (long e = 0; e < c->k; e += VL) {
+            const vec x = LOAD(row + e);
+            sum += x * x;
+            if (past) stream(gw + e, x);
+            else STORE(gw + e, x);
+        }
+        squares[r / 8] += total(sum);
     }
 }
 
@@ -965,7 +969,7 @@ static int linear_backward(Linear c) {
     if (!failed)
 #pragma omp parallel num_threads(c.threads)
     {
-        float *piece = room(SIDE * SIDE), *gxt = room(SIDE * m16);
+        float *piece = room(k > SIDE * SIDE ? k : SIDE * SIDE), *gxt = room(SIDE * m16);
         if (!piece || !gxt)
 #pragma omp atomic write
             failed = 1;
@@ -1000,7 +1004,7 @@ static int linear_backward(Linear c) {
             const long from = n / 16 * part / c.threads * 16, to = n / 16 * (part + 1) / c.threads * 16;
             /* Gradients that no cache holds until they are read: to write them, nothing need be read before. */
             const int past = n * k > LARGE && (size_t)c.gw % 64 == 0;
-            if (few.few && !failed) outer_sparse(&c, &few, g, from, to, squares);
+            if (few.few && !failed) outer_sparse(&c, &few, g, from, to, past, piece, squares);
             for (long e = 0; e < k && !failed && !few.few; e += WIDE)
                 for (long r = from; r < to; r += 8) {
                     const long wide = k - e < WIDE ? k - e : WIDE;

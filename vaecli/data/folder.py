@@ -7,6 +7,7 @@ Hidden files are skipped and links to folders not followed. Images are decoded o
 """
 
 import hashlib
+import multiprocessing
 import os
 import warnings
 from collections import Counter
@@ -35,7 +36,9 @@ MAX_PIXELS = 89_478_485  # of one file: where Pillow begins to suspect a decompr
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SHOWN = 10
 
-_TASK, _TASK_BYTES = 32, 2**20  # files read at a time by one process, and bytes of results
+_WORKERS = 16  # processes that read, at most: two tasks of each wait in shared memory, of which a container has 64 MB
+_TASK, _TASK_BYTES = 32, 2**20  # files that one reads at a time, and bytes of what becomes of them
+_SLOW_START = 20  # how many times as many files a process must have where it does not start as a copy
 
 T = TypeVar("T")
 
@@ -140,11 +143,12 @@ def _read(
     config: Config, what: str, paths: list[str], read: Callable[[str], T], size: int, enough: int
 ) -> Iterator[tuple[str, T]]:
     """Good files and what `read` makes of them, in order; read by a process for each thread that torch may use, if that
-    leaves each `enough` files to pay for its start (in threads, Pillow's interpreter lock takes a half of the gain).
+    leaves each `enough` files to pay for its start (threads would wait for the interpreter's lock half of the time).
 
     `size`: bytes of one result. Bad files end it, or are reported and left out, as `on_bad_image` says.
     """
-    workers = min(torch.get_num_threads(), len(paths) // enough)
+    enough *= 1 if multiprocessing.get_start_method() == "fork" else _SLOW_START
+    workers = min(torch.get_num_threads(), _WORKERS, len(paths) // enough)
     loader = DataLoader(
         _Files(paths, read),
         batch_size=max(1, min(_TASK, _TASK_BYTES // size)),
@@ -222,8 +226,8 @@ def read_pixels(path: str, channels: int, height: int, width: int) -> Tensor:
             side = 2 * max(height, width)
             opened.draft(opened.mode, (side, side))
         opened.load()
+        ImageOps.exif_transpose(opened, in_place=True)
     image: Image.Image = opened
-    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 65535) / 257.0).astype(np.uint8))
     elif image.mode == "F":
