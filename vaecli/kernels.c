@@ -187,9 +187,9 @@ INLINE void block(const int bf16, const int more, const int mb, const int nv, co
             else if (p.start) sum[i][v] = LOAD(p.start + n + v * VL);
         }
     for (long s = 0; s < p.segments; s++, a += p.sa) {
-        const float *ak = a, *next = p.next + (n / (NV * VL) * p.segments + s) * p.pitch;
+        const float *ak = a, *next = more && p.next ? p.next + (n / (NV * VL) * p.segments + s) * p.pitch : 0;
         for (long k = 0; k < p.k; k++, ak += p.ak, b += p.ldb) {
-            if (more && p.next) __builtin_prefetch(next + k * p.each, 0, 2);
+            if (next) __builtin_prefetch(next + k * p.each, 0, 2);
             vec bv[NV];
 #pragma GCC unroll 2
             for (int v = 0; v < nv; v++) bv[v] = LOAD(b + v * VL);
@@ -215,15 +215,17 @@ INLINE void block(const int bf16, const int more, const int mb, const int nv, co
     STORE(p.squares, squares);
 }
 
-INLINE void product(const int bf16, const int more, const Product p, long rows, long columns) { /* columns: a multiple of 16 */
+/* `columns`: a multiple of 16. `more`: whether p has `next` or `squares`, of which the inmost loop need not think else;
+ * only linear layers do, and take eight rows at a time. */
+INLINE void product(const int bf16, const int more, const Product p, long rows, long columns) {
     for (long n = 0; n < columns; n += NV * VL) {
         long m = 0;
-#define BLOCKS(size)                                                \
-    for (; m + size <= rows; m += size)                             \
+#define BLOCKS(size)                                                      \
+    for (; m + size <= rows; m += size)                                   \
         if (columns - n >= NV * VL) block(bf16, more, size, NV, p, m, n); \
         else block(bf16, more, size, 1, p, m, n);
         BLOCKS(MB)
-        if (more) continue; /* only linear layers ask for more, and take eight rows at a time */
+        if (more) continue;
         BLOCKS(4)
         BLOCKS(1)
 #undef BLOCKS
@@ -232,7 +234,7 @@ INLINE void product(const int bf16, const int more, const Product p, long rows, 
 
 INLINE void either(const int bf16, const Product p, long rows, long columns) {
     if (p.next || p.squares) product(bf16, 1, p, rows, columns);
-    else product(bf16, 0, p, rows, columns); /* without a thought of those in the inmost loop */
+    else product(bf16, 0, p, rows, columns);
 }
 
 /* The ways in which A is read, each with its stride known to the compiler. */
@@ -924,8 +926,8 @@ static int linear(Linear c) {
                 for (long r = from; r < to; r += 8) {
                     const long deep = k - e < DEEP ? k - e : DEEP, shares = shares_of(m16);
                     Product p = {.a = c.w + r * k + e, .am = k, .b = xt + e * m16, .ldb = m16, .segments = shares,
-                                 .k = deep / shares, .sa = deep / shares, .each = shares,
-                                 .next = r + 8 < to ? c.w + (r + 8) * k + e : 0, .pitch = k, .c = yt + r * m16, .ldc = m16, .add = e > 0};
+                                 .k = deep / shares, .sa = deep / shares, .c = yt + r * m16, .ldc = m16, .add = e > 0,
+                                 .next = r + 8 < to ? c.w + (r + 8) * k + e : 0, .pitch = k, .each = shares};
 #ifdef __AVX512BF16__
                     if (c.bf16) {
                         for (long i = 0; i < 8; i++)
@@ -1008,9 +1010,9 @@ static int linear_backward(Linear c) {
             for (long e = 0; e < k && !failed && !few.few; e += WIDE)
                 for (long r = from; r < to; r += 8) {
                     const long wide = k - e < WIDE ? k - e : WIDE;
-                    float each[VL] = {0};
+                    float of_lanes[VL] = {0};
                     Product p = {.a = g + r, .ak = n, .b = full + e, .ldb = k, .segments = 1, .k = m16,
-                                 .c = c.gw + r * k + e, .ldc = k, .squares = c.squares ? each : 0, .stream = past};
+                                 .c = c.gw + r * k + e, .ldc = k, .squares = c.squares ? of_lanes : 0, .stream = past};
 #ifdef __AVX512BF16__
                     if (c.bf16) {
                         p.a = gwords + r, p.b = xwords + e, p.k = m16 / 2;
@@ -1018,7 +1020,7 @@ static int linear_backward(Linear c) {
                     } else
 #endif
                     columns_fp32(p, 8, wide);
-                    squares[r / 8] += total(LOAD(each));
+                    squares[r / 8] += total(LOAD(of_lanes));
                 }
         }
         _mm_sfence();
