@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -217,7 +218,7 @@ def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
         raise InputError(f"{path}: not an image that can be read ({problem})") from None
     if size != (height, width):
         streams.notice(f"{path}: fitted from {size[1]}x{size[0]} to the model's {width}x{height} pixels")
-    return pixels_CHW / 255.0
+    return torch.from_numpy(pixels_CHW) / 255.0
 
 
 def title(*parts: object) -> str:

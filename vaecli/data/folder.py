@@ -6,9 +6,12 @@ What becomes of an image, in this order: the first frame; turned upright by its 
 Hidden files are skipped and links to folders not followed. Images are decoded once and stay in memory.
 """
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
+import signal
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,10 +39,12 @@ MAX_PIXELS = 89_478_485  # of one file: where Pillow begins to suspect a decompr
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SHOWN = 10
 
-_WORKERS = 16  # processes that read, at most: two tasks of each wait in shared memory, of which a container has 64 MB
+_WORKERS = 16  # processes that read, at most: what more of them make, one process can hardly take in
 _TASK, _TASK_BYTES = 32, 2**20  # files that one reads at a time, and bytes of what becomes of them
+_PR_SET_PDEATHSIG = 1  # of prctl
 _SLOW_START = 20  # how many times as many files a process must have where it does not start as a copy
 
+Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 Side = Annotated[int, Field(gt=0, le=8192)]
@@ -70,15 +75,15 @@ def load(config: Config) -> Dataset:
     size = channels * height * width
     what = f"{root}: {len(paths):,} images of {channels}x{height}x{width}"
     require_memory(len(paths) * size, what, "set a smaller data.image_size")
-    images_NCHW = torch.empty(len(paths), channels, height, width, dtype=torch.uint8)
+    images_NCHW = np.empty((len(paths), channels, height, width), np.uint8)
     decode = partial(read_pixels, channels=channels, height=height, width=width)
     good: list[str] = []
     for path, image_CHW in _read(config, "decoding images", paths, decode, size, enough=250):
         images_NCHW[len(good)] = image_CHW
         good.append(path)
-    pixels_NCHW = images_NCHW[: len(good)].numpy()
+    images_NCHW = images_NCHW[: len(good)]
     labels_NK, classes = _classes(root, good)
-    images, binary = store(pixels_NCHW)
+    images, binary = store(images_NCHW)
     return assemble(
         config,
         images,
@@ -86,7 +91,7 @@ def load(config: Config) -> Dataset:
         factor_names=("class",) if classes else (),
         factor_sizes=(len(classes),) if classes else (),
         binary=binary,
-        source={"kind": "folder", "sha256": hashlib.sha256(pixels_NCHW.data).hexdigest()},
+        source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest()},
     )
 
 
@@ -130,13 +135,21 @@ class _Files(TorchDataset[Any]):
             return _Bad(text or type(error).__name__)
 
 
-def _together(results: list[Any]) -> tuple[list[Any] | Tensor, list[str | None]]:
-    """What became of good files, and the problem of each file or None. Images are one tensor, which passes from one
-    process to another through shared memory: it would fill the pipe, and who waits there outlives a killed command.
+def _together(results: list[Any]) -> tuple[list[Any] | Array, list[str | None]]:
+    """What became of good files, images as one array, and the problem of each file or None.
+
+    Not as a tensor: those pass through /dev/shm, which may be small, and where one that does not fit is waited for
+    without end.
     """
     good = [result for result in results if not isinstance(result, _Bad)]
     problems = [result.problem if isinstance(result, _Bad) else None for result in results]
-    return torch.stack(good) if good and isinstance(good[0], Tensor) else good, problems
+    return np.stack(good) if good and isinstance(good[0], np.ndarray) else good, problems
+
+
+def _end_with_parent(_: int) -> None:
+    """Have this process killed with the one that started it: it may wait at a full pipe, where it would see nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read(
@@ -154,6 +167,7 @@ def _read(
         batch_size=max(1, min(_TASK, _TASK_BYTES // size)),
         num_workers=workers if workers > 1 else 0,
         collate_fn=_together,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
     bad: list[str] = []
@@ -217,7 +231,7 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
     return counts[0][0]
 
 
-def read_pixels(path: str, channels: int, height: int, width: int) -> Tensor:
+def read_pixels(path: str, channels: int, height: int, width: int) -> Array:
     """uint8 (C, H, W)."""
     with _open(path) as opened:
         if opened.format == "JPEG" and opened.mode in ("L", "RGB"):
@@ -249,13 +263,13 @@ def read_pixels(path: str, channels: int, height: int, width: int) -> Tensor:
     across, down = (max(1, round(scale * side) // block) * block for side in (width, height))
     left, top = (image.width - across) // 2, (image.height - down) // 2
     image = image.reduce(block, (left, top, left + across, top + down))
-    pixels_1CHW = _channels_first(image)[None]
+    pixels_1CHW = torch.from_numpy(_channels_first(image))[None]
     # PyTorch's resampling of bytes differs from Pillow's by one level at most and takes half the time.
-    return functional.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True)[0]
+    return functional.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True)[0].numpy()
 
 
-def _channels_first(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
+def _channels_first(image: Image.Image) -> Array:
+    return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
 def _classes(root: Path, paths: list[str]) -> tuple[Tensor | None, list[str]]:
