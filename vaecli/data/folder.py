@@ -67,11 +67,15 @@ def load(config: Config) -> Dataset:
     MachineError where they do not fit into memory.
     """
     root = Path(config.path).expanduser()
-    read = list(_read(config, "scanning images", _find(root), read_header, size=256, enough=4000))
-    paths = [path for path, _ in read]
-    grey = all(mode in _GREY for _, (_, mode) in read)
+    paths, sizes = _find(root), []
+    if config.image_size is None:
+        read = list(_read(config, "scanning images", paths, read_header, size=256, enough=4000))
+        paths, sizes = [path for path, _ in read], [size for _, (size, _) in read]
+        grey = all(mode in _GREY for _, (_, mode) in read)
+    else:
+        grey = config.channels is None and all(map(_is_grey, paths))  # the first that is not ends it
     channels = config.channels or (1 if grey else 3)
-    height, width = _target_size(config, root, [size for _, (size, _) in read])
+    height, width = _target_size(config, root, sizes)
     size = channels * height * width
     what = f"{root}: {len(paths):,} images of {channels}x{height}x{width}"
     require_memory(len(paths) * size, what, "set a smaller data.image_size")
@@ -214,6 +218,14 @@ def read_header(path: str) -> tuple[tuple[int, int], str]:
         turned = told and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         size = (image.width, image.height) if turned else (image.height, image.width)
         return size, image.mode
+
+
+def _is_grey(path: str) -> bool:
+    try:
+        with _open(path) as image:
+            return image.mode in _GREY
+    except Exception:  # what is wrong with it will be said when it is decoded
+        return True
 
 
 def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tuple[int, int]:
