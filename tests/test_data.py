@@ -402,11 +402,21 @@ def test_folder_modes(tmp_path):
     upright = one("exif/a.png", turned, exif=exif)
     assert upright.info.shape == (1, 3, 1)
     assert everything(upright).flatten().tolist() == [0.0, 1.0, 1.0]
+    for compression in (None, "tiff_lzw"):
+        upright = one(f"{compression}/a.tif", turned, tiffinfo={0x0112: 6}, compression=compression)
+        assert upright.info.shape == (1, 3, 1)
+        assert everything(upright).flatten().tolist() == [0.0, 1.0, 1.0]
 
 
 def test_folder_resizes_as_pillow_does(tmp_path):
     """Against bicubic resampling of the same part by Pillow, whose own way to average big images first is used."""
-    shapes = {(218, 178): (0, 20, 178, 198), (90, 131): (20, 0, 110, 90), (600, 801): (100, 0, 700, 600)}
+    shapes = {
+        (218, 178): (0, 20, 178, 198),
+        (90, 131): (20, 0, 110, 90),
+        (600, 801): (100, 0, 700, 600),
+        (20, 33): (6.5, 0, 26.5, 20),
+        (2, 3): (0.5, 0, 2.5, 2),
+    }
     for i, (shape, box) in enumerate(shapes.items()):
         for channels in (1, 3):
             rough = random_images(1, *shape, channels, seed=i)[0]
@@ -448,6 +458,15 @@ def test_folder_whose_reader_is_killed(tmp_path, monkeypatch):
     paths = folder._find(tmp_path)
     with pytest.raises(MachineError, match=r"scanning images: DataLoader worker .*(killed by signal|exited)"):
         list(folder._read(config, "scanning images", paths, lambda _: os.kill(os.getpid(), signal.SIGKILL), 1, 4))
+
+
+def test_folder_images_need_no_shared_memory(tmp_path, monkeypatch):
+    """As tensors they would: a container's may be full, and torch then waits without end."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = folder.Config(name="folder", path=str(tmp_path))
+    images = [image for _, image in folder._read(config, "reading", ["a"] * 80, lambda _: np.ones(5), 5, enough=1)]
+    assert len(images) == 80
+    assert {type(image) for image in images} == {np.ndarray}
 
 
 def test_folder_leaves_no_process_behind(tmp_path):

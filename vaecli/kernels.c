@@ -1154,7 +1154,6 @@ int backward(Layer *layers, long count, const float *x, const float *g, float *g
     for (long i = count - 1; i >= 0 && !failed; i--) {
         Layer *l = layers + i;
         const Shape s = l->shape;
-        const int whole = s.cs % 16 == 0 && s.cl % 16 == 0; /* not filled up */
         l->squares = -1;
         /* What comes in has gone through what follows the layer, but for the last one. */
         const float *in = i ? layers[i - 1].out : x, *kept = i == count - 1 && l->after ? l->out : 0;
@@ -1166,7 +1165,7 @@ int backward(Layer *layers, long count, const float *x, const float *g, float *g
         if (l->kind == LINEAR)
             failed = linear_any(linear_backward, (Linear){.x = in, .w = l->w, .g = g, .kept = kept, .out = out,
                                                           .gw = l->gw, .gb = l->gb, .m = s.n, .n = s.cs, .k = s.cl,
-                                                          .squares = whole ? &l->squares : 0,
+                                                          .squares = &l->squares,
                                                           .after = l->after, .before = before, .bf16 = bf16,
                                                           .threads = threads});
         else if (l->kind < TO_PLANES)

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -139,17 +140,6 @@ class _Files(TorchDataset[Any]):
             return _Bad(text or type(error).__name__)
 
 
-def _together(results: list[Any]) -> tuple[list[Any] | Array, list[str | None]]:
-    """What became of good files, images as one array, and the problem of each file or None.
-
-    Not as a tensor: those pass through /dev/shm, which may be small, and where one that does not fit is waited for
-    without end.
-    """
-    good = [result for result in results if not isinstance(result, _Bad)]
-    problems = [result.problem if isinstance(result, _Bad) else None for result in results]
-    return np.stack(good) if good and isinstance(good[0], np.ndarray) else good, problems
-
-
 def _end_with_parent(_: int) -> None:
     """Have this process killed with the one that started it: it may wait at a full pipe, where it would see nothing."""
     if sys.platform == "linux":
@@ -170,7 +160,7 @@ def _read(
         _Files(paths, read),
         batch_size=max(1, min(_TASK, _TASK_BYTES // size)),
         num_workers=workers if workers > 1 else 0,
-        collate_fn=_together,
+        collate_fn=list,  # as they are: tensors would pass through /dev/shm, and what finds no room there is never said
         worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # or it would draw from the one that training draws from
     )
@@ -178,14 +168,13 @@ def _read(
     left = iter(paths)
     try:
         with output.progress(what, len(paths)) as advance:
-            for results, problems in loader:
-                good = iter(results)
-                for path, problem in zip(islice(left, len(problems)), problems, strict=True):
-                    if problem is None:
-                        yield path, next(good)
+            for results in loader:
+                for path, result in zip(islice(left, len(results)), results, strict=True):
+                    if isinstance(result, _Bad):
+                        bad.append(f"{path} ({result.problem})")
                     else:
-                        bad.append(f"{path} ({problem})")
-                advance(len(problems))
+                        yield path, result
+                advance(len(results))
                 if len(bad) > _SHOWN and config.on_bad_image == "error":
                     break
     except RuntimeError as error:  # what a DataLoader says of a worker that was killed
@@ -199,11 +188,13 @@ def _read(
         output.warning(f"{len(bad):,} images that cannot be read are left out: {listed}")
 
 
-def _open(path: str) -> Image.Image:
-    image = Image.open(path)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-    return image
+@contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    # Not by its name: Pillow would map an uncompressed TIFF into memory, and scramble it if it is to be turned.
+    with open(path, "rb") as file, Image.open(file) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+        yield image
 
 
 # Where Pillow looks for a PNG's orientation.
@@ -216,8 +207,10 @@ def read_header(path: str) -> tuple[tuple[int, int], str]:
         # A PNG whose header has no orientation would be decoded as a whole to look for one behind the pixels.
         told = image.format != "PNG" or not image.info.keys().isdisjoint(_ORIENTED)
         turned = told and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        size = (image.width, image.height) if turned else (image.height, image.width)
-        return size, image.mode
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size some versions of Pillow turn by themselves
+            width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+        return (width, height) if turned else (height, width), image.mode
 
 
 def _is_grey(path: str) -> bool:
@@ -245,15 +238,14 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
 
 def read_pixels(path: str, channels: int, height: int, width: int) -> Array:
     """uint8 (C, H, W)."""
-    with _open(path) as opened:
-        if opened.format == "JPEG" and opened.mode in ("L", "RGB"):
+    with _open(path) as image:
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
             # A JPEG can be decoded at a half, a quarter or an eighth; never below twice the size wanted, so that the
             # resampling that follows still decides.
             side = 2 * max(height, width)
-            opened.draft(opened.mode, (side, side))
-        opened.load()
-        ImageOps.exif_transpose(opened, in_place=True)
-    image: Image.Image = opened
+            image.draft(image.mode, (side, side))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 65535) / 257.0).astype(np.uint8))
     elif image.mode == "F":
@@ -268,11 +260,16 @@ def read_pixels(path: str, channels: int, height: int, width: int) -> Array:
     image = image if image.mode == mode else image.convert(mode)  # which would copy
     if image.size == (width, height):
         return _channels_first(image)
-    # The largest part in the middle that has the wanted proportions, big images first averaged in blocks, down to three
-    # times the size wanted (of what does not fill a block, up to two thirds of a pixel is left out).
+    # The largest part in the middle that has the wanted proportions.
     scale = min(image.width / width, image.height / height)
+    if scale < 1:  # to be enlarged: a whole pixel, which the part would be rounded to below, is much
+        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+        part = (left, top, left + scale * width, top + scale * height)
+        return _channels_first(image.resize((width, height), Image.Resampling.BICUBIC, box=part))
+    # Big images are first averaged in blocks, down to three times the size wanted (of what does not fill a block, up to
+    # two thirds of a pixel is left out).
     block = max(1, int(scale / 3))
-    across, down = (max(1, round(scale * side) // block) * block for side in (width, height))
+    across, down = (round(scale * side) // block * block for side in (width, height))
     left, top = (image.width - across) // 2, (image.height - down) // 2
     image = image.reduce(block, (left, top, left + across, top + down))
     pixels_1CHW = torch.from_numpy(_channels_first(image))[None]
