@@ -523,7 +523,7 @@ def test_folder_bad_images(tmp_path, capsys):
 def test_folder_of_bad_images_names_the_first(tmp_path):
     for i in range(30):
         (tmp_path / f"{i:02}.png").write_bytes(b"no")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"00\.png \(not an image of a known format\)") as caught:
         load_folder(tmp_path, on_bad_image="skip")
     assert "09.png" in str(caught.value)
     assert "10.png" not in str(caught.value)

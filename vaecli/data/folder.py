@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -191,10 +191,15 @@ def _read(
 @contextmanager
 def _open(path: str) -> Iterator[Image.Image]:
     # Not by its name: Pillow would map an uncompressed TIFF into memory, and scramble it if it is to be turned.
-    with open(path, "rb") as file, Image.open(file) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-        yield image
+    with open(path, "rb") as file:
+        try:
+            opened = Image.open(file)
+        except UnidentifiedImageError:
+            raise ValueError("not an image of a known format") from None
+        with opened as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+            yield image
 
 
 # Where Pillow looks for a PNG's orientation.
