@@ -429,6 +429,17 @@ def test_folder_resizes_as_pillow_does(tmp_path):
             assert np.abs(difference).mean() < 0.2
 
 
+def test_folder_with_a_size_has_colour_if_one_image_has(tmp_path):
+    """The header that decides may be the last one, and a damaged one decides nothing."""
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.png", random_images(1, 8, 8)[0])
+    (tmp_path / "0.png").write_bytes(b"no")
+    assert load_folder(tmp_path, image_size=4, on_bad_image="skip").info.shape == (1, 4, 4)
+    save(tmp_path / "z.png", random_images(1, 8, 8, 3)[0])
+    assert load_folder(tmp_path, image_size=4, on_bad_image="skip").info.shape == (3, 4, 4)
+    assert load_folder(tmp_path, image_size=4, on_bad_image="skip", channels=1).info.shape == (1, 4, 4)
+
+
 def test_folder_in_processes_is_the_same(tmp_path, capsys, monkeypatch):
     pixels = random_images(90, 7, 5)
     for i in range(90):
