@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import checkpoint, data
+from vaecli import data
+from vaecli.training import checkpoint
 
 COMPONENTS = 10
 FITTED = 20_000  # images from which the principal components are found

@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from vaecli import checkpoint, codes, data, fast, output
+from vaecli import data, output
+from vaecli.analysis import codes
+from vaecli.speed import fast
+from vaecli.training import checkpoint
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from vaecli import data, fast, output, registry
+from vaecli import data, output, registry
+from vaecli.speed import fast
 
 SIDE = 64
 

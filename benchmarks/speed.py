@@ -71,7 +71,9 @@ def loop(way: str, net: str, batch_size: int, counter: Counter) -> None:
     import torch.nn.functional as F
     from torch import nn
 
-    from vaecli import fast, likelihoods, nets
+    from vaecli.nets import coders as nets
+    from vaecli.objectives import likelihoods
+    from vaecli.speed import fast
 
     tuned = way.startswith("tuned")
     if tuned:
@@ -129,7 +131,8 @@ def loop(way: str, net: str, batch_size: int, counter: Counter) -> None:
 
 def ours(way: str, net: str, batch_size: int, counter: Counter, folder: str) -> None:
     """The command itself, with all that it does: logging, finite check, signals, progress."""
-    from vaecli import cli, trainer
+    from vaecli import cli
+    from vaecli.training import trainer
 
     step = trainer.update
 
@@ -159,7 +162,7 @@ def pythae(net: str, batch_size: int, counter: Counter, folder: str) -> None:
     from pythae.pipelines import TrainingPipeline
     from pythae.trainers import BaseTrainerConfig
 
-    from vaecli import nets
+    from vaecli.nets import coders as nets
 
     config = {"burgess": nets.BurgessConfig, "locatello": nets.LocatelloConfig, "higgins-fc": nets.HigginsFcConfig}
     encoder, decoder = nets.build(config[net](), (1, 64, 64), 20, 10)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vaecli import aggregate
-from vaecli.aggregate import Marginals
+from vaecli.analysis import aggregate
+from vaecli.analysis.aggregate import Marginals
 
 Z = np.linspace(-12.0, 12.0, 200_001)  # a grid fine enough for quadrature to ten digits
 

@@ -14,8 +14,11 @@ import pytest
 import torch
 from conftest import TINY, Result
 
-from vaecli import aggregate, analysis, checkpoint, codes, data, metrics, probes
-from vaecli.metrics.base import Score
+from vaecli import data
+from vaecli.analysis import aggregate, codes, metrics, probes
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis.metrics.base import Score
+from vaecli.training import checkpoint
 
 SEVEN = ["latent", "mean_mu", "var_mu", "mean_sigma2", "sum", "kl", "status"]
 

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from vaecli import checkpoint, device
-from vaecli.checkpoint import CheckpointError, Files
+from vaecli import device
 from vaecli.errors import MachineError
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import CheckpointError, Files
 
 CPU = torch.device("cpu")
 
@@ -384,7 +385,7 @@ def test_tied_weights_and_all_kinds_of_buffers(tmp_path: Path, monkeypatch: pyte
 
     from vaecli import config as configs
     from vaecli import data, models
-    from vaecli import tree as trees
+    from vaecli.config import tree as trees
     from vaecli.models import vae as plain
 
     class Odd(plain.Model):

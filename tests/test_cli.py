@@ -159,7 +159,7 @@ def test_png_on_stdout_and_seeds(tiny_run: Path, vae: Callable[..., Result]) -> 
 
 
 def test_same_seed_same_run(vae: Callable[..., Result]) -> None:
-    from vaecli.checkpoint import resolve
+    from vaecli.training.checkpoint import resolve
 
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert vae("train", *TINY, "--steps", 5, "--seed", seed, "--runs-dir", "r", "--name", name, "-q").code == 0
@@ -206,7 +206,7 @@ def test_hostile_text_is_escaped(vae: Callable[..., Result]) -> None:
 
 
 def test_unexpected_errors_are_named_bugs(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaecli import rundir
+    from vaecli.training import rundir
 
     def broken(*_: object) -> None:
         raise KeyError("oops")

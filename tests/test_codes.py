@@ -15,11 +15,13 @@ import torch
 from conftest import Result
 from safetensors.torch import save_file
 
-from vaecli import checkpoint, codes, data, output
-from vaecli.checkpoint import Loaded
-from vaecli.codes import Table, make
+from vaecli import data, output
+from vaecli.analysis import codes
+from vaecli.analysis.codes import Table, make
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.errors import InputError, MachineError
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import Loaded
 
 CPU = torch.device("cpu")
 MEAN = np.array([[0.1, -2.0], [3.0, 1e-9], [-0.5, 7.25]])

@@ -17,14 +17,15 @@ from conftest import Result
 from PIL import Image
 from torch import Tensor
 
-from vaecli import checkpoint, data
+from vaecli import data
 from vaecli.batch import DataInfo
-from vaecli.checkpoint import Loaded
 from vaecli.commands import _artifact, analyze, reconstruct, sample, traverse
 from vaecli.data import folder
 from vaecli.data.base import Dataset, Floats
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.models.base import Model, ModelConfig, NoPrior, Posterior
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import Loaded
 
 LATENTS = 4
 COMMON = {"seed": 0, "device": "cpu", "force": False}

@@ -18,14 +18,17 @@ import pytest
 import torch
 from conftest import TINY, Result
 
-from vaecli import analysis, checkpoint, codes, data, registry
+from vaecli import data, registry
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis import codes
+from vaecli.analysis.diagnosis import Statistics
+from vaecli.analysis.metrics import Result as MetricResult
+from vaecli.analysis.metrics import Score
 from vaecli.commands import compare
 from vaecli.commands.compare import Column, Group, Run, Summary, summary
 from vaecli.data.base import Dataset
-from vaecli.diagnosis import Statistics
 from vaecli.errors import ConfigError
-from vaecli.metrics import Result as MetricResult
-from vaecli.metrics import Score
+from vaecli.training import checkpoint
 
 Vae = Callable[..., Result]
 

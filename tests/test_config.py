@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaecli import config as configs
-from vaecli import presets, registry
-from vaecli import tree as trees
+from vaecli import registry
 from vaecli.commands.train import Layers, resolve
+from vaecli.config import presets
+from vaecli.config import tree as trees
 from vaecli.errors import ConfigError
 
 MINIMAL = "model: {name: vae}\ndata: {name: squares}\n"

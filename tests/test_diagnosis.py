@@ -9,9 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaecli import diagnosis
+from vaecli.analysis import diagnosis
+from vaecli.analysis.diagnosis import (
+    Evidence,
+    Moments,
+    Statistics,
+    latent_statistics,
+    limited,
+    verdict,
+    warn_while_training,
+)
 from vaecli.batch import Batch, DataInfo
-from vaecli.diagnosis import Evidence, Moments, Statistics, latent_statistics, limited, verdict, warn_while_training
 from vaecli.errors import InputError
 from vaecli.models.base import Model, ModelConfig, Posterior
 

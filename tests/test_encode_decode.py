@@ -16,12 +16,14 @@ import torch
 from conftest import TINY, Result
 from PIL import Image
 
-from vaecli import checkpoint, data, figures
-from vaecli.checkpoint import Loaded
+from vaecli import data
 from vaecli.commands import _artifact, interpolate
 from vaecli.commands.interpolate import angle_between, great_circle, straight
 from vaecli.data.base import SplitView
 from vaecli.errors import ConfigError
+from vaecli.report import figures
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import Loaded
 
 Vae = Callable[..., Result]
 

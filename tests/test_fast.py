@@ -15,9 +15,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vaecli import fast, likelihoods, native, nets, registry, trainer
+from vaecli import registry
 from vaecli.batch import Batch, DataInfo
-from vaecli.config import OptimConfig
+from vaecli.nets import coders as nets
+from vaecli.objectives import likelihoods
+from vaecli.settings.optim import OptimConfig
+from vaecli.speed import fast, native
+from vaecli.training import trainer
 
 NETS = {
     "higgins-fc": (nets.HigginsFcConfig(), (1, 16, 16)),

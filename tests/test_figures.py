@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaecli import figures
 from vaecli.errors import ConfigError
+from vaecli.report import figures
 
 
 def opened(data: bytes) -> Image.Image:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vaecli import config as configs
-from vaecli import data, graph, models, rundir, trainer, tree
-from vaecli.config import RunConfig
+from vaecli import data, models
+from vaecli.config import RunConfig, tree
 from vaecli.errors import Diverged
 from vaecli.models.base import Model
+from vaecli.speed import graph
+from vaecli.training import rundir, trainer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LINEAR = {"schedule": "linear", "start": 0.0, "end": 4.0, "steps": 20}

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch import distributions as dist
 
-from vaecli import likelihoods
-from vaecli.likelihoods import BernoulliConfig, GaussianLikelihoodConfig
+from vaecli.objectives import likelihoods
+from vaecli.objectives.likelihoods import BernoulliConfig, GaussianLikelihoodConfig
 
 F64 = torch.float64
 SHAPE = (4, 3, 2, 5)

@@ -15,7 +15,7 @@ from vaecli.data.squares import Config as Squares
 from vaecli.errors import ConfigError
 from vaecli.models import annealed_vae, autoencoder, beta_vae, vae
 from vaecli.models.base import NoPrior
-from vaecli.schedules import Linear
+from vaecli.settings.schedules import Linear
 
 INFO = DataInfo("toy", (1, 4, 4), 64, binary=True)
 NET = {"name": "mlp", "hidden": [16]}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from conftest import TINY
 from torch import Tensor, nn
 
-from vaecli import native
+from vaecli.speed import native
 
 KERNELS = native.load()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason=f"no compiled kernels here: {native.why_not}")

@@ -9,8 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from vaecli import nets
 from vaecli.errors import ConfigError
+from vaecli.nets import coders as nets
 
 READ: TypeAdapter[Any] = TypeAdapter(nets.NetConfig)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributions as dist
 
-from vaecli import objective
+from vaecli.objectives import terms as objective
 
 F64 = torch.float64
 

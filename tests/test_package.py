@@ -21,7 +21,7 @@ def test_wheel_lists_and_runs_presets(tmp_path: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     presets = {path.name for path in (ROOT / "presets").glob("*.yaml")}
     assert {f"vaecli/_presets/{name}" for name in presets} <= inside
-    assert {"vaecli/html/page.css", "vaecli/html/page.js"} <= inside
+    assert {"vaecli/report/page.css", "vaecli/report/page.js"} <= inside
     assert not any(name.startswith(("tests/", "presets/")) for name in inside)
 
     # A fresh environment that borrows the installed libraries, but not this checkout.

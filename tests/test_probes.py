@@ -8,11 +8,12 @@ import test_linear_vae
 import torch
 from torch import Tensor
 
-from vaecli import aggregate, objective, probes
+from vaecli.analysis import aggregate, probes
 from vaecli.batch import DataInfo
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.models import vae
 from vaecli.models.base import Model, ModelConfig, NoPrior, Posterior
+from vaecli.objectives import terms as objective
 
 PIXELS, LATENTS, NOISE = 6, 3, 0.25  # the last latent has no weights: collapsed
 EIGENVALUES = np.array([4.0, 1.0, 0.25, 0.25, 0.25, 0.25])

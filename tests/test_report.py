@@ -17,12 +17,16 @@ import torch
 from conftest import TINY, Result
 from PIL import Image
 
-from vaecli import analysis, checkpoint, codes, data, device, diagnosis, html, metrics
-from vaecli.analysis import Analysis
+from vaecli import data, device
+from vaecli import report as html
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis import codes, diagnosis, metrics
+from vaecli.analysis.analyze import Analysis
+from vaecli.analysis.metrics.base import Score
 from vaecli.commands import report
-from vaecli.html import charts, markup, profiles, sections
-from vaecli.html.charts import Line, Scale
-from vaecli.metrics.base import Score
+from vaecli.report import charts, markup, profiles, sections
+from vaecli.report.charts import Line, Scale
+from vaecli.training import checkpoint
 
 HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=hacked=1>&amp;"
 SIZES = (3, 4, 6, 5)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, example
 
-from vaecli import html
+from vaecli import report as html
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from vaecli import schedules
-from vaecli.likelihoods import GaussianLikelihoodConfig
 from vaecli.models import beta_vae
+from vaecli.objectives.likelihoods import GaussianLikelihoodConfig
+from vaecli.settings import schedules
 
 CASES: list[tuple[dict[str, Any], dict[int, float]]] = [
     (

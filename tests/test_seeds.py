@@ -13,10 +13,10 @@ import torch
 from conftest import TINY, Result, command
 from safetensors.torch import load_file
 
-from vaecli import graph
-from vaecli.commands import _seeds
 from vaecli.commands import train as command_train
 from vaecli.errors import ConfigError
+from vaecli.speed import graph
+from vaecli.training import seeds as _seeds
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ import torch
 from conftest import TINY, Result, command
 
 from vaecli import config as configs
-from vaecli import data, models, rundir, schedules, trainer
+from vaecli import data, models
 from vaecli.batch import Batch
 from vaecli.commands.train import Layers, duration, resolve
 from vaecli.errors import ConfigError, Interrupted
 from vaecli.models.beta_vae import Model as BetaVAE
+from vaecli.settings import schedules
+from vaecli.training import rundir, trainer
 
 
 def records(run: str | Path, kind: str) -> list[dict[str, float]]:
@@ -323,7 +325,7 @@ def test_ignored_signals_stay_ignored(vae: Callable[..., Result]) -> None:
 
 
 def test_full_disk_is_the_machines_fault(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaecli.rundir import RunDir
+    from vaecli.training.rundir import RunDir
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "metrics.jsonl")

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from vaecli import __version__, output, presets, registry
+from vaecli import __version__, output, registry
+from vaecli.config import presets
 from vaecli.errors import ConfigError, VaeError
 
 EPILOG = (

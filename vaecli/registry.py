@@ -16,7 +16,7 @@ _HERE = Path(__file__).parent
 PACKAGES: dict[str, list[tuple[str, Path]]] = {
     "model": [("vaecli.models", _HERE / "models")],
     "dataset": [("vaecli.data", _HERE / "data")],
-    "metric": [("vaecli.metrics", _HERE / "metrics")],
+    "metric": [("vaecli.analysis.metrics", _HERE / "analysis" / "metrics")],
 }
 
 

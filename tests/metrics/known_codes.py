@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vaecli import codes
-from vaecli.codes import Array, Codes
+from vaecli.analysis import codes
+from vaecli.analysis.codes import Array, Codes
 
 SIZES = (3, 6, 8, 8)
 DSPRITES = (3, 6, 40, 32, 32)

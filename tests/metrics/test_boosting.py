@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vaecli.codes import Array
-from vaecli.metrics import _boosting
-from vaecli.metrics._boosting import boost
+from vaecli.analysis.codes import Array
+from vaecli.analysis.metrics import _boosting
+from vaecli.analysis.metrics._boosting import boost
 
 ensemble = pytest.importorskip("sklearn.ensemble")
 

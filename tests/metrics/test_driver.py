@@ -9,9 +9,10 @@ import known_codes as known
 import numpy as np
 import pytest
 
-from vaecli import codes as coding
-from vaecli import metrics, registry
-from vaecli.codes import Codes
+from vaecli import registry
+from vaecli.analysis import codes as coding
+from vaecli.analysis import metrics
+from vaecli.analysis.codes import Codes
 from vaecli.errors import ConfigError
 
 TOYS = {

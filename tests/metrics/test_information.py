@@ -7,10 +7,10 @@ import known_codes as known
 import numpy as np
 import pytest
 
-from vaecli import codes as coding
 from vaecli import registry
-from vaecli.codes import Array, Codes
-from vaecli.metrics import (
+from vaecli.analysis import codes as coding
+from vaecli.analysis.codes import Array, Codes
+from vaecli.analysis.metrics import (
     aam,
     dcimig,
     edi,
@@ -24,8 +24,15 @@ from vaecli.metrics import (
     mutual_information_score,
     wasserstein_correlation,
 )
-from vaecli.metrics._information import best_two, binned, entropy, measure, mutual_information, neighbour_information
-from vaecli.metrics._information import sample as sampled
+from vaecli.analysis.metrics._information import (
+    best_two,
+    binned,
+    entropy,
+    measure,
+    mutual_information,
+    neighbour_information,
+)
+from vaecli.analysis.metrics._information import sample as sampled
 
 H = [math.log(n) for n in known.SIZES]  # entropies of the factors
 K = len(H)

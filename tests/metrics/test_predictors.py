@@ -8,21 +8,11 @@ import known_codes
 import numpy as np
 import pytest
 
-from vaecli import codes as codes_of
 from vaecli import registry
-from vaecli.codes import Array, Codes
+from vaecli.analysis import codes as codes_of
+from vaecli.analysis.codes import Array, Codes
+from vaecli.analysis.metrics import _sampling, beta_vae, dci, dci_sklearn, explicitness, factor_vae, irs, sap, udr
 from vaecli.errors import ConfigError, InputError
-from vaecli.metrics import (
-    _sampling,
-    beta_vae,
-    dci,
-    dci_sklearn,
-    explicitness,
-    factor_vae,
-    irs,
-    sap,
-    udr,
-)
 
 sklearn = pytest.importorskip("sklearn")
 ALL = {"beta-vae": beta_vae, "factor-vae": factor_vae, "dci": dci, "sap": sap, "explicitness": explicitness, "irs": irs}

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaecli import objective
 from vaecli.batch import DataInfo, Split
 from vaecli.models.base import Hyper, ModelConfig, Posterior
 from vaecli.models.base import Model as Base
+from vaecli.objectives import terms as objective
 
 
 class Config(ModelConfig):

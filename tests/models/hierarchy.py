@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaecli import objective
 from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import Hyper, ModelConfig, Posterior
 from vaecli.models.base import Model as Base
+from vaecli.objectives import terms as objective
 
 
 class Config(ModelConfig):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.config import Adam, OptimConfig
 from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
+from vaecli.settings.optim import Adam, OptimConfig
 
 
 class Config(NetConfig):

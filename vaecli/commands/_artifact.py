@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecli import figures
 from vaecli import output as streams
 from vaecli.data import folder
 from vaecli.errors import ConfigError, InputError, MachineError
+from vaecli.report import figures
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 

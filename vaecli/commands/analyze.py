@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vaecli import analysis, codes, data, diagnosis, metrics, registry
-from vaecli import checkpoint as checkpoints
+from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import Analysis, CodesAnalysis
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis import codes, diagnosis, metrics
+from vaecli.analysis.analyze import Analysis, CodesAnalysis
 from vaecli.errors import ConfigError, FailedVerdict
+from vaecli.training import checkpoint as checkpoints
 
 
 def run(

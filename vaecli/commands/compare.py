@@ -15,17 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaecli import analysis, data, metrics, registry
-from vaecli import checkpoint as checkpoints
-from vaecli import codes as code_files
 from vaecli import config as configs
+from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis import codes as code_files
+from vaecli.analysis import metrics
+from vaecli.analysis.codes import Codes
+from vaecli.analysis.diagnosis import number_text
 from vaecli.batch import DataInfo
-from vaecli.codes import Codes
 from vaecli.config import RunConfig
-from vaecli.diagnosis import number_text
 from vaecli.errors import ConfigError
+from vaecli.training import checkpoint as checkpoints
 
 NARROW = 12  # characters of a run's name at least; the rest wraps
 PADDING = 3  # between two columns

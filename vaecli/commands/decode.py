@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-from vaecli import checkpoint as checkpoints
-from vaecli import codes as code_files
 from vaecli import device as devices
 from vaecli import output as streams
+from vaecli.analysis import codes as code_files
 from vaecli.commands import _artifact
 from vaecli.commands._artifact import Array
 from vaecli.models.base import Model
+from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "decoded.png"
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import torch
 
-from vaecli import checkpoint as checkpoints
-from vaecli import codes as code_files
 from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.checkpoint import Loaded
+from vaecli.analysis import codes as code_files
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.errors import ConfigError
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 DEFAULT_NAME = "codes.npz"
 

@@ -2,7 +2,8 @@
 
 import math
 
-from vaecli import checkpoint, output
+from vaecli import output
+from vaecli.training import checkpoint
 
 
 def run(path: str, json: bool) -> None:

@@ -7,15 +7,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vaecli import checkpoint as checkpoints
-from vaecli import data, figures
+from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.checkpoint import Loaded
-from vaecli.codes import Array
+from vaecli.analysis.codes import Array
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, InputError
+from vaecli.report import figures
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 DEFAULT_NAME = "interpolation.png"
 BATCH = 256

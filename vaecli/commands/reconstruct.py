@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from vaecli import checkpoint as checkpoints
-from vaecli import data, figures
+from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.checkpoint import Loaded
+from vaecli.analysis.diagnosis import number_text
 from vaecli.commands import _artifact
-from vaecli.diagnosis import number_text
 from vaecli.errors import ConfigError
+from vaecli.report import figures
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 COLUMNS = 8
 

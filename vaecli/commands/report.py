@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import __version__, analysis, codes, data, diagnosis, html
-from vaecli import checkpoint as checkpoints
+from vaecli import __version__, data
 from vaecli import config as configs
 from vaecli import device as devices
-from vaecli import metrics as metric_driver
 from vaecli import output as streams
-from vaecli.analysis import Analysis
-from vaecli.checkpoint import Loaded
+from vaecli import report as html
+from vaecli.analysis import analyze as analysis
+from vaecli.analysis import codes, diagnosis
+from vaecli.analysis import metrics as metric_driver
+from vaecli.analysis.analyze import Analysis
 from vaecli.commands import _artifact, sample, traverse
-from vaecli.html import profiles
 from vaecli.models.base import NoPrior
+from vaecli.report import profiles
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 DEFAULT_NAME = "report.html"
 RECONSTRUCTED, SAMPLED, STEPS, RANGE = 16, 32, 11, 3.0

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import torch
 
-from vaecli import checkpoint as checkpoints
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.commands import _artifact
 from vaecli.commands._artifact import Array
 from vaecli.errors import ConfigError
 from vaecli.models.base import Model
+from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "samples.png"
 CHUNK = 64  # drawn at a time, always whole: the first images do not depend on how many are asked for

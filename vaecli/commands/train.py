@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaecli import checkpoint, data, device, fast, graph, models, output, presets, registry, rundir, schedules, trainer
 from vaecli import config as configs
-from vaecli import tree as trees
+from vaecli import data, device, models, output, registry
+from vaecli.analysis.diagnosis import latent_statistics, limited, table_rows, verdict
 from vaecli.batch import DataInfo
-from vaecli.commands import _seeds
-from vaecli.commands._meter import Meter
-from vaecli.config import RunConfig
+from vaecli.config import RunConfig, presets
+from vaecli.config import tree as trees
 from vaecli.data.base import Dataset, SplitView, Stream
-from vaecli.diagnosis import latent_statistics, limited, table_rows, verdict
 from vaecli.errors import ConfigError, MachineError, SeedsFailed, VaeError
 from vaecli.models.base import Model
+from vaecli.settings import schedules
+from vaecli.speed import fast, graph
+from vaecli.training import checkpoint, rundir, trainer
+from vaecli.training import seeds as _seeds
+from vaecli.training.meter import Meter
 
 DEFAULT_PRESET = "beta-vae-dsprites"
 # What may differ when a run is continued in place; anything else would make it another run.

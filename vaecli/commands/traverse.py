@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaecli import checkpoint as checkpoints
-from vaecli import data, figures
+from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.checkpoint import Loaded
+from vaecli.analysis.diagnosis import Statistics, latent_statistics, limited
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
-from vaecli.diagnosis import Statistics, latent_statistics, limited
 from vaecli.errors import ConfigError, InputError, MachineError, VaeError
 from vaecli.models.base import Model
+from vaecli.report import figures
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 RANKED_BY = 10_000  # held-out images over which the mean KL is taken
 BATCH = 256

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import ConfigError, MachineError
-from vaecli.section import PositiveInt, Section
+from vaecli.settings.section import PositiveInt, Section
 
 # An integer is a number of images, a number with a decimal point a fraction.
 Holdout = Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, lt=1)]

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vaecli import likelihoods, nets, objective, schedules
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.errors import ConfigError
-from vaecli.section import Precision, Section, Width
+from vaecli.nets import coders as nets
+from vaecli.objectives import likelihoods
+from vaecli.objectives import terms as objective
+from vaecli.settings import schedules
+from vaecli.settings.section import Precision, Section, Width
 
 if TYPE_CHECKING:
-    from vaecli.config import OptimConfig
+    from vaecli.settings.optim import OptimConfig
 
 Hyper = Mapping[str, float]  # `{"beta": 4.0, "likelihood.sigma": 1.0, ...}` at one step
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from vaecli import objective
 from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
-from vaecli.schedules import Weight
+from vaecli.objectives import terms as objective
+from vaecli.settings.schedules import Weight
 
 
 class Config(NetConfig):

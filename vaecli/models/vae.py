@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from vaecli import objective
 from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
+from vaecli.objectives import terms as objective
 
 
 class Config(NetConfig):

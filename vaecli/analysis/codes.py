@@ -1,0 +1,477 @@
+"""Codes: what an encoder says about images, as arrays, whoever's encoder it was.
+
+They come from a checkpoint over a split (`encode`, cached) or from a file (`read`), and every metric and the diagnosis
+of q(z) take them. As files they are `.npz` or CSV, which `read_table` reads back for decoding.
+
+Shapes: N images, D latents, K factors, C columns of a file.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from vaecli import __version__, output, paths
+from vaecli.data.base import SplitView, require_memory
+from vaecli.errors import InputError, VaeError
+from vaecli.speed import fast
+from vaecli.training import checkpoint
+
+Array = np.ndarray[Any, Any]
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
+LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
+ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
+LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
+CACHE_BYTES = 2 << 30  # what the cache keeps, the files used last
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Means, log-variances and true factors of N images. Everything finite; `factors_NK` counts from 0 per factor."""
+
+    mean_ND: Array  # float64
+    logvar_ND: Array | None = None  # float64; None for a deterministic code
+    factors_NK: Array | None = None  # int64
+    factor_names: tuple[str, ...] = ()
+    latent_names: tuple[str, ...] = ()
+    source: str = ""  # for messages and records
+
+    def __len__(self) -> int:
+        return len(self.mean_ND)
+
+    @property
+    def latents(self) -> int:
+        return int(self.mean_ND.shape[1])
+
+    @property
+    def active_D(self) -> Array:
+        """Which latents vary with the image: Var_x[mu] > 0.01 (Burda et al. 2016) where there are log-variances, which
+        give a scale; else more than 1e-4 of the largest variance."""
+        variance_D = self.mean_ND.var(axis=0)
+        if self.logvar_ND is not None:
+            return np.asarray(variance_D > ACTIVE_VARIANCE)
+        return np.asarray((variance_D > ACTIVE_SHARE * variance_D.max(initial=0.0)) & (variance_D > 0))
+
+    @property
+    def kl_D(self) -> Array | None:
+        """E_x[KL(q(z_j|x) || N(0, 1))] in nats, (D,)."""
+        if self.logvar_ND is None:
+            return None
+        kl_ND = 0.5 * (np.square(self.mean_ND) + np.exp(self.logvar_ND) - self.logvar_ND - 1.0)
+        return np.asarray(kl_ND.mean(axis=0))
+
+    @property
+    def varying(self) -> list[int]:
+        """Columns of `factors_NK` with more than one value in these rows; metrics are over these alone."""
+        if self.factors_NK is None:
+            return []
+        return [k for k in range(self.factors_NK.shape[1]) if np.ptp(self.factors_NK[:, k]) > 0]
+
+    def rows(self, index_N: Array) -> "Codes":
+        """These images only, in this order."""
+        logvar_ND = None if self.logvar_ND is None else self.logvar_ND[index_N]
+        factors_NK = None if self.factors_NK is None else self.factors_NK[index_N]
+        return replace(self, mean_ND=self.mean_ND[index_N], logvar_ND=logvar_ND, factors_NK=factors_NK)
+
+    def latents_only(self, keep: Array | Sequence[int]) -> "Codes":
+        """These latents only (a mask or indices)."""
+        keep = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=int)
+        logvar_ND = None if self.logvar_ND is None else self.logvar_ND[:, keep]
+        names = tuple(self.latent_names[int(d)] for d in keep)
+        return replace(self, mean_ND=self.mean_ND[:, keep], logvar_ND=logvar_ND, latent_names=names)
+
+    def factors_only(self, keep: Sequence[int]) -> "Codes":
+        """These factors only."""
+        assert self.factors_NK is not None
+        names = tuple(self.factor_names[k] for k in keep)
+        return replace(self, factors_NK=self.factors_NK[:, list(keep)], factor_names=names)
+
+
+def make(
+    mean_ND: Array,
+    logvar_ND: Array | None = None,
+    factors_NK: Array | None = None,
+    factor_names: Sequence[str] = (),
+    latent_names: Sequence[str] = (),
+    source: str = "codes",
+) -> Codes:
+    """Checked codes. InputError naming the first row that is not finite, or the shape that does not fit.
+
+    Factor values of any integers are renumbered 0, 1, ... in increasing order.
+    """
+    mean_ND = np.asarray(mean_ND)
+    if mean_ND.ndim != 2 or 0 in mean_ND.shape or mean_ND.dtype.kind not in "fiu":
+        raise InputError(f"{source}: codes must be numbers of shape (N, D), not {mean_ND.dtype} {mean_ND.shape}")
+    mean_ND = _finite(np.ascontiguousarray(mean_ND, dtype=np.float64), "codes", source)
+    n, d = mean_ND.shape
+    if logvar_ND is not None:
+        logvar_ND = np.asarray(logvar_ND)
+        if logvar_ND.shape != (n, d) or logvar_ND.dtype.kind not in "fiu":
+            raise InputError(f"{source}: logvar is {logvar_ND.dtype} {logvar_ND.shape}, the codes are {(n, d)}")
+        logvar_ND = _finite(np.ascontiguousarray(logvar_ND, dtype=np.float64), "logvar", source)
+        if len(wild := np.flatnonzero((np.abs(logvar_ND) > LARGEST_LOGVAR).any(axis=1))):
+            value = float(np.abs(logvar_ND[wild[0]]).max())
+            raise InputError(
+                f"{source}: logvar of row {int(wild[0])} is of size {value:g}: no variance's logarithm",
+                "logvar is the natural logarithm of sigma^2",
+            )
+    if factors_NK is not None:
+        factors_NK = np.asarray(factors_NK)
+        if factors_NK.ndim != 2 or len(factors_NK) != n or factors_NK.shape[1] == 0:
+            raise InputError(f"{source}: factors are {factors_NK.shape}, but must be ({n}, K)")
+        if not np.issubdtype(factors_NK.dtype, np.integer):
+            raise InputError(
+                f"{source}: factors are {factors_NK.dtype}, not integers", "number the values of each factor 0, 1, ..."
+            )
+        columns = [np.unique(column, return_inverse=True)[1].reshape(n) for column in factors_NK.T]
+        factors_NK = np.stack(columns, axis=1).astype(np.int64)
+    k = 0 if factors_NK is None else factors_NK.shape[1]
+    factor_names = tuple(map(str, factor_names)) or tuple(f"factor{i}" for i in range(k))
+    latent_names = tuple(map(str, latent_names)) or tuple(f"z{i}" for i in range(d))
+    if len(factor_names) != k or len(latent_names) != d:
+        raise InputError(f"{source}: {len(factor_names)} names for {k} factors, {len(latent_names)} for {d} latents")
+    return Codes(mean_ND, logvar_ND, factors_NK, factor_names, latent_names, source)
+
+
+def _finite(array: Array, what: str, source: str) -> Array:
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        more = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+        raise InputError(f"{source}: {what} of row {int(bad[0])}{more} are not finite")
+    return array
+
+
+# --------------------------------------------------------------------------------------------------------------- encode
+
+
+def encode(
+    loaded: checkpoint.Loaded,
+    view: SplitView,
+    images: int | None = None,
+    batch_size: int = 512,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Codes:
+    """The posterior of the first `images` images of a split; kept in the cache under the checkpoint's sha256.
+
+    Factors that are not known for all of these images are left out, with a notice. `advance` is called with the images
+    of each batch (with all at once where the cache had them). InputError where a code is not finite.
+    """
+    count = len(view) if images is None else min(images, len(view))
+    file = _cache_file(loaded, view, count)
+    tensors = _cached(file, count, len(loaded.model.latent_names()))
+    if tensors is None:
+        tensors = _run_encoder(loaded, view, count, batch_size, advance)
+        _keep(file, tensors)
+    else:
+        advance(count)
+    logvar = tensors.get("logvar")
+    factors_NK, factor_names = known_factors(view, count)
+    if missing := [name for name in view.dataset.info.factor_names if name not in factor_names]:
+        output.notice(f"left out, because not known for all images: {', '.join(missing)}")
+    return make(
+        tensors["mean"].numpy(),
+        None if logvar is None else logvar.numpy(),
+        factors_NK,
+        factor_names,
+        loaded.model.latent_names(),
+        f"{loaded.path} over {count:,} images ({view.name})",
+    )
+
+
+def known_factors(view: SplitView, count: int) -> tuple[Array | None, list[str]]:
+    """Those factors that are known for each of the first `count` images, as the data set numbers them: int64
+    (count, K), and their names."""
+    labels_NK, names = view.dataset.labels, view.dataset.info.factor_names
+    if labels_NK is None:
+        return None, []
+    found_NK = labels_NK.index_select(0, view.indices[:count].to(labels_NK.device)).cpu().numpy()
+    known = [k for k in range(found_NK.shape[1]) if found_NK[:, k].min() >= 0]
+    return (found_NK[:, known], [names[k] for k in known]) if known else (None, [])
+
+
+def _run_encoder(
+    loaded: checkpoint.Loaded, view: SplitView, count: int, batch_size: int, advance: Callable[[int], None]
+) -> dict[str, torch.Tensor]:
+    fast.tune_allocator()
+    fast.accelerate(loaded.model)
+    means, logvars = [], []
+    with torch.inference_mode():
+        for start in range(0, count, batch_size):
+            index_B = view.indices[start : min(start + batch_size, count)]
+            x_BCHW = view.dataset.images.gather(index_B).to(loaded.model.device)
+            q = loaded.model.posterior(x_BCHW)
+            means.append(q.mean_BD.float().cpu())
+            if q.logvar_BD is not None:
+                logvars.append(q.logvar_BD.float().cpu())
+            advance(len(index_B))
+    return {"mean": torch.cat(means), **({"logvar": torch.cat(logvars)} if logvars else {})}
+
+
+def _cache_file(loaded: checkpoint.Loaded, view: SplitView, count: int) -> Path | None:
+    """The name says all that the codes depend on: weights and configuration (in the file), which images, how many.
+    None where the file is no longer there, or the data set has no checksum."""
+    source = view.dataset.info.source
+    try:
+        with loaded.path.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+    if not source.get("sha256"):
+        return None
+    images = hashlib.sha256(view.indices[:count].cpu().numpy().tobytes()).hexdigest()
+    key = json.dumps([__version__, weights, images, source], sort_keys=True)
+    return paths.cache_dir() / "codes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _cached(file: Path | None, count: int, latents: int) -> dict[str, torch.Tensor] | None:
+    if file is None:
+        return None
+    try:
+        tensors = load_safetensors(file.read_bytes())
+        os.utime(file)  # used now: the last to be dropped
+    except (OSError, SafetensorError):
+        return None
+    usable = "mean" in tensors and tensors.keys() <= {"mean", "logvar"}
+    if not usable or any(t.shape != (count, latents) or t.dtype != torch.float32 for t in tensors.values()):
+        return None
+    return tensors
+
+
+def _keep(file: Path | None, tensors: dict[str, torch.Tensor]) -> None:
+    """Into the cache, whole or not at all; a cache that cannot be written costs time and nothing else."""
+    if file is None:
+        return
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(save_safetensors({k: v.contiguous() for k, v in tensors.items()}))
+        os.replace(temporary, file)
+        _drop_oldest(file.parent)
+    except OSError as error:
+        output.notice(f"{file.parent}: codes not cached: {error.strerror}")
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Keep the codes used last, `CACHE_BYTES` of them and always the newest."""
+    kept = 0
+    files = sorted(((f.stat(), f) for f in folder.glob("*.safetensors")), key=lambda pair: -pair[0].st_mtime_ns)
+    for i, (status, file) in enumerate(files):
+        kept += status.st_size
+        if i and kept > CACHE_BYTES:
+            file.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def to_npz(codes: Codes, index_N: Array) -> bytes:
+    """`codes` and `logvar` (N, D) float32, `factors` (N, K), `index` (N,), `latent_names` and `factor_names`; what the
+    codes do not have is not there. `index_N` are the images' positions in their data set."""
+    arrays: dict[str, Array] = {"codes": codes.mean_ND.astype(np.float32)}
+    if codes.logvar_ND is not None:
+        arrays["logvar"] = codes.logvar_ND.astype(np.float32)
+    if codes.factors_NK is not None:
+        arrays["factors"] = codes.factors_NK
+        arrays["factor_names"] = np.array(codes.factor_names, dtype=np.str_)
+    arrays["index"] = index_N
+    arrays["latent_names"] = np.array(codes.latent_names, dtype=np.str_)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)  # not compressed: float noise does not get smaller
+    return stream.getvalue()
+
+
+def to_csv(codes: Codes, index_N: Array, rows: int = 4096) -> Iterator[bytes]:
+    """CSV, `rows` rows at a time: `index`, a column a latent, one a log-variance (`z0_logvar`), one a factor.
+
+    Nine digits, which single precision needs to be read back exactly.
+    """
+    d, k = codes.latents, len(codes.factor_names)
+    names, columns, formats = ["index", *codes.latent_names], [index_N[:, None], codes.mean_ND], ["%d", *["%.9g"] * d]
+    if codes.logvar_ND is not None:
+        names += [f"{name}_logvar" for name in codes.latent_names]
+        columns.append(codes.logvar_ND)
+        formats += ["%.9g"] * d
+    if codes.factors_NK is not None:
+        names += codes.factor_names
+        columns.append(codes.factors_NK)
+        formats += ["%d"] * k
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(names)
+    yield header.getvalue().encode()
+    line = ",".join(formats) + "\n"
+    for start in range(0, len(codes), rows):
+        lists = [column[start : start + rows].tolist() for column in columns]
+        yield "".join(line % tuple(v for part in row for v in part) for row in zip(*lists, strict=True)).encode()
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def read(path: str | Path) -> Codes:
+    """Codes from an `.npz`: `codes` (N, D), optionally `logvar` (N, D), `factors` (N, K), `factor_names` (K,) and
+    `latent_names` (D,).
+
+    InputError where the file is missing, damaged, holds pickled objects, or does not fit; MachineError where it does
+    not fit into memory.
+    """
+    arrays = _arrays(path, ("codes", "logvar", "factors", "factor_names", "latent_names"))
+    if "codes" not in arrays:
+        raise InputError(f"{path}: has no array `codes`")
+    factor_names, latent_names = (
+        [str(name)[:200] for name in arrays[key].ravel()] if key in arrays else ()
+        for key in ("factor_names", "latent_names")
+    )
+    source = str(path)
+    return make(arrays["codes"], arrays.get("logvar"), arrays.get("factors"), factor_names, latent_names, source)
+
+
+def _arrays(file: str | Path | io.BytesIO, wanted: Sequence[str], name: str = "") -> dict[str, Array]:
+    """Those of the `wanted` arrays that an .npz has; how large they are is asked before they are unpacked."""
+    name = name or str(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+        require_memory(sum(sizes.get(key, 0) for key in wanted), name, "give fewer rows")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in wanted if key in arrays}
+    except VaeError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except Exception as error:  # zipfile and NumPy raise nearly everything on damaged files
+        raise InputError(f"{name}: not an .npz of numbers ({_problem(error)})") from None
+
+
+def _problem(error: Exception) -> str:
+    """An error of NumPy or the system in a line; without NumPy's advice to allow pickles, or its own file names."""
+    if "allow_pickle" in str(error):
+        return "it holds Python objects, which are never read"
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return text.partition("\n")[0].partition(";")[0].rstrip(".")[:200]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of a file with codes, not yet matched with a model: its columns, where they have names."""
+
+    source: str
+    values_NC: Array  # float64
+    columns: tuple[str, ...] | None = None
+    text: bool = False  # CSV, where index, log-variances and factors may stand beside the codes
+
+    def __len__(self) -> int:
+        return len(self.values_NC)
+
+    def latents(self, names: Sequence[str], factor_names: Sequence[str] = ()) -> Array:
+        """The codes, float64 (N, D), for a model with these latents; columns of other things are passed over.
+
+        With a header, columns named like latents (`z0`, `top.3`) count, else all but index, log-variances and factors;
+        named as the model's they may stand in any order. Without, there are either as many columns as latents, or
+        those that `to_csv` writes for this model. InputError where the number of latents is another, or a code not
+        finite.
+        """
+        d, k, c = len(names), len(factor_names), self.values_NC.shape[1]
+        if self.columns is not None:
+            others = [
+                name
+                for name in self.columns
+                if name not in ("", "index", *factor_names) and not name.endswith("_logvar")
+            ]
+            chosen = [name for name in others if LATENT_NAME.fullmatch(name)] or others
+            if len(set(chosen)) < len(chosen):
+                raise InputError(f"{self.source}: two columns have the same name")
+            self._require(len(chosen), d)
+            keep = [self.columns.index(name) for name in (names if set(names) == set(chosen) else chosen)]
+        elif self.text and c in (1 + 2 * d, 1 + 2 * d + k, 1 + d + k) and c != 1 + d and self._starts_with_index():
+            output.notice(f"{self.source}: no header; of {c} columns, the second and following are {names[0]}, ...")
+            keep = list(range(1, 1 + d))
+        else:
+            self._require(c, d)
+            keep = list(range(d))
+        return _finite(np.ascontiguousarray(self.values_NC[:, keep]), "codes", self.source)
+
+    def _starts_with_index(self) -> bool:
+        first_N = self.values_NC[:, 0]
+        whole = bool(np.all((first_N >= 0) & (first_N == np.floor(first_N))))
+        return whole and len(np.unique(first_N)) == len(first_N)
+
+    def _require(self, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise InputError(f"{self.source}: has codes of {found} latents, the model has {wanted}")
+
+
+def read_table(path: str) -> Table:
+    """Codes to be decoded: an `.npz` (`codes`, or `z` as `vae sample` writes it), an `.npy` or CSV, told apart by
+    their first bytes; `-` is stdin.
+
+    InputError where the file is missing, damaged or holds anything but numbers.
+    """
+    name = "stdin" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        problem = "no such file" if isinstance(error, FileNotFoundError) else _problem(error)
+        raise InputError(f"{name}: {problem}") from None
+    if data.startswith(b"PK"):
+        arrays = _arrays(io.BytesIO(data), ("codes", "z"), name)
+        if not arrays:
+            raise InputError(f"{name}: has no array `codes`")
+        values_NC = arrays["codes"] if "codes" in arrays else arrays["z"]
+    elif data.startswith(b"\x93NUMPY"):
+        try:
+            values_NC = np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception as error:  # NumPy raises nearly everything on damaged files
+            raise InputError(f"{name}: not an .npy of numbers ({_problem(error)})") from None
+    else:
+        return _read_csv(data, name)
+    if values_NC.ndim != 2 or 0 in values_NC.shape or values_NC.dtype.kind not in "fiu":
+        raise InputError(f"{name}: codes must be numbers of shape (N, D), not {values_NC.dtype} {values_NC.shape}")
+    return Table(name, values_NC.astype(np.float64))
+
+
+def _read_csv(data: bytes, name: str) -> Table:
+    try:
+        lines = [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        if not lines:
+            raise InputError(f"{name}: holds no codes")
+        first = [cell.strip() for cell in next(csv.reader([lines[0].removeprefix("#")]))]
+        # A damaged number in the first row must not make a header of it.
+        named = any(map(LATENT_NAME.fullmatch, first)) or not any(map(_is_number, first))
+        columns = tuple(first) if named else None
+        rows = lines if columns is None else lines[1:]
+        if not rows:
+            raise InputError(f"{name}: holds no codes, only the header")
+        values_NC = np.loadtxt(rows, delimiter=",", ndmin=2, comments=None, quotechar='"')
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: not a file of codes", "give .npz, .npy or CSV") from None
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{name}: not CSV of numbers ({_problem(error)})") from None
+    if columns is not None and len(columns) != values_NC.shape[1]:
+        raise InputError(f"{name}: {len(columns)} names in the header for {values_NC.shape[1]} columns")
+    return Table(name, values_NC, columns, text=True)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

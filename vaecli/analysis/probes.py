@@ -1,0 +1,269 @@
+"""What can only be learned by running a trained model: what each latent is worth, variance loss, the IWAE bound.
+
+Everything in nats, in evaluation mode. A probe seeds torch's global generator itself, from `seed` and its own name.
+
+Shapes: B batch, C H W image, D latents, K importance samples, P = C H W pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaecli import device
+from vaecli.analysis.diagnosis import Moments
+from vaecli.batch import Batch
+from vaecli.data.base import SplitView
+from vaecli.errors import ConfigError
+from vaecli.models.base import Hyper, Model
+from vaecli.objectives.terms import LOG_2PI, log_normal
+
+DECODES = 20_000  # images decoded by a probe that goes through the latents or the importance samples
+IMPORTANCE_SAMPLES = 100
+VARIANCE_IMAGES = 10_000
+
+Advance = Callable[[float], None]
+
+
+def _quiet(amount: float) -> None:
+    """No progress wanted."""
+
+
+def random_batches(view: SplitView, images: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """That many images of a split (all, if there are fewer), chosen at random without repetition."""
+    generator = torch.Generator().manual_seed(device.derive(seed, "images"))
+    chosen = view.indices.cpu()[torch.randperm(len(view), generator=generator)[:images]]
+    for start in range(0, len(chosen), batch_size):
+        yield view.dataset.batch(chosen[start : start + batch_size], view.labels)
+
+
+def prior_draws(model: Model, n: int) -> Tensor | None:
+    """n draws from p(z), (n, D), on the model's device; None for a model without a prior."""
+    try:
+        return model.prior(n)
+    except ConfigError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- single latents
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What each latent is worth to the decoder; float64 (D,), errors are standard errors over images.
+
+    `gain_D`        E[-log p(x|z')] - E[-log p(x|z)] in nats with z = E[z|x] and z' the same but for latent i, which is
+                    put to the prior mean 0 (or, as `instead` says, to the mean of the codes where 0 means nothing).
+    `prior_gain_D`  the same with latent i drawn from the prior: harsher; None without a prior.
+    `sensitivity_D` E |d E[x|z] / d z_i|, the Euclidean norm over pixels, by central differences at z = E[z|x] over
+                    2 % of the latent's standard deviation.
+    """
+
+    gain_D: np.ndarray[tuple[int], np.dtype[np.float64]]
+    gain_error_D: np.ndarray[tuple[int], np.dtype[np.float64]]
+    prior_gain_D: np.ndarray[tuple[int], np.dtype[np.float64]] | None
+    prior_gain_error_D: np.ndarray[tuple[int], np.dtype[np.float64]] | None
+    sensitivity_D: np.ndarray[tuple[int], np.dtype[np.float64]]
+    instead: str  # "zero" or "mean"
+    images: int
+
+
+def latents(
+    model: Model,
+    view: SplitView,
+    hyper: Hyper,
+    scale_D: Tensor,
+    mean_D: Tensor | None = None,
+    *,
+    images: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    advance: Advance = _quiet,
+) -> Latents:
+    """Probe every latent by itself over random images (`images`; by default as many as DECODES allows).
+
+    `scale_D` is the standard deviation of each q(z_i). Latents are put to `mean_D`, or to 0 if it is None. `advance` is
+    told the latents done times images, of `latent_images(D) * D` by default.
+    """
+    d = len(scale_D)
+    device.seed(seed, "latents")
+    base, gain, prior_gain, size = Moments(), Moments(), Moments(), Moments()
+    where, dtype = model.device, torch.float32
+    with torch.inference_mode():
+        for batch in random_batches(view, images or latent_images(d), batch_size, seed):
+            x_BCHW = batch.x_BCHW.to(where)
+            z_BD = model.posterior(x_BCHW).mean_BD
+            dtype = z_BD.dtype
+            nll_B = model.nll(x_BCHW, z_BD, hyper)
+            drawn_BD = prior_draws(model, len(z_BD))
+            gains, prior_gains, sizes = [], [], []
+            for i in range(d):
+                changed_BD = z_BD.clone()
+                changed_BD[:, i] = 0.0 if mean_D is None else mean_D[i].to(where, dtype)
+                gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B)
+                if drawn_BD is not None:
+                    changed_BD[:, i] = drawn_BD[:, i]
+                    prior_gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B)
+                # Not below the resolution of the numbers, where a latent hardly varies.
+                step = max(0.01 * float(scale_D[i]), 1e-3 * float(z_BD[:, i].abs().mean()), 1e-6)
+                changed_BD[:, i] = z_BD[:, i] + step
+                above = model.decode(changed_BD)
+                changed_BD[:, i] = z_BD[:, i] - step
+                sizes.append((above - model.decode(changed_BD)).flatten(1).cpu().double().norm(dim=1) / (2 * step))
+                advance(len(z_BD))
+            base.add(nll_B)
+            gain.add(torch.stack(gains, dim=1))
+            size.add(torch.stack(sizes, dim=1))
+            if prior_gains:
+                prior_gain.add(torch.stack(prior_gains, dim=1))
+    return Latents(
+        gain.mean.numpy(),
+        gain.standard_error.numpy(),
+        prior_gain.mean.numpy() if prior_gain.n else None,
+        prior_gain.standard_error.numpy() if prior_gain.n else None,
+        size.mean.numpy(),
+        "zero" if mean_D is None else "mean",
+        base.n,
+    )
+
+
+def latent_images(latents: int) -> int:
+    """How many images `latents` probes by default: each takes four decodings a latent."""
+    return max(32, min(500, DECODES // (4 * latents)))
+
+
+# --------------------------------------------------------------------------------------------------------- whole images
+
+
+@dataclass(frozen=True)
+class VarianceLoss:
+    """Means over pixels of variances over images: reconstructions x^ = E[x|z = E[z|x]] vary less than images do.
+
+    With r = x - x^ the gap is exactly `mse` - `bias` + `covariance`: it equals the MSE where the residual is unbiased
+    and uncorrelated with the output, as for PCA and for x^ = E[x|z] (Asperti, variance loss). `identity` is the gap
+    less the three, each computed by itself: rounding and nothing else.
+    """
+
+    var_x: float
+    var_xhat: float
+    mse: float
+    bias: float  # (E r)^2
+    covariance: float  # 2 Cov(x^, r)
+    identity: float
+    var_generated: float | None  # of E[x|z], z from the prior; None without one
+    sampled_mse: float  # of E[x|z], z from q(z|x)
+    images: int
+
+    @property
+    def gap(self) -> float:
+        """Var x - Var x^."""
+        return self.var_x - self.var_xhat
+
+    @property
+    def gamma(self) -> float:
+        """The sigma of a Gaussian likelihood that suits this model best: the root of the mean squared error a pixel
+        under z from q(z|x) (Asperti & Trentin 2020: d/d gamma of |x - x^|^2 / (2 gamma^2) + P log gamma is zero)."""
+        return math.sqrt(self.sampled_mse)
+
+
+def variance_loss(
+    model: Model,
+    view: SplitView,
+    *,
+    images: int = VARIANCE_IMAGES,
+    batch_size: int = 500,
+    seed: int = 0,
+    advance: Advance = _quiet,
+) -> VarianceLoss:
+    """The variance-loss terms over random images; `advance` is told the images of each batch."""
+    device.seed(seed, "variance loss")
+    x, xhat, r, r2, product, made, sampled = (Moments() for _ in range(7))
+    with torch.inference_mode():
+        for batch in random_batches(view, images, batch_size, seed):
+            x_BCHW = batch.x_BCHW.to(model.device)
+            q = model.posterior(x_BCHW)
+            x_BP = x_BCHW.flatten(1).cpu().double()
+            xhat_BP = model.decode(q.mean_BD).flatten(1).cpu().double()
+            r_BP = x_BP - xhat_BP
+            x.add(x_BP)
+            xhat.add(xhat_BP)
+            r.add(r_BP)
+            r2.add(r_BP.square().mean(dim=1))
+            product.add(xhat_BP * r_BP)
+            if q.logvar_BD is None:
+                sampled.add(r_BP.square().mean(dim=1))
+            else:
+                again_BP = model.decode(q.sample()).flatten(1).cpu().double()
+                sampled.add((x_BP - again_BP).square().mean(dim=1))
+            z_BD = prior_draws(model, len(x_BP))
+            if z_BD is not None:
+                made.add(model.decode(z_BD).flatten(1))
+            advance(len(x_BP))
+    var_x, var_xhat, mse = float(x.variance.mean()), float(xhat.variance.mean()), float(r2.mean)
+    bias = float(r.mean.square().mean())
+    covariance = 2 * float((product.mean - xhat.mean * r.mean).mean())
+    return VarianceLoss(
+        var_x,
+        var_xhat,
+        mse,
+        bias,
+        covariance,
+        var_x - var_xhat - (mse - bias + covariance),
+        float(made.variance.mean()) if made.n else None,
+        float(sampled.mean),
+        x.n,
+    )
+
+
+@dataclass(frozen=True)
+class Iwae:
+    """-log p(x) in nats, bounded from above by importance sampling with K draws from q(z|x) (Burda et al. 2016, eq. 8).
+
+    `nll` is at most the negative ELBO of the same images and falls towards -log p(x) as K grows.
+    """
+
+    nll: float
+    error: float
+    negative_elbo: float  # of the same images and draws: the bound at K = 1
+    samples: int
+    images: int
+
+
+def iwae(
+    model: Model,
+    view: SplitView,
+    hyper: Hyper,
+    *,
+    images: int = DECODES // IMPORTANCE_SAMPLES,
+    samples: int = IMPORTANCE_SAMPLES,
+    batch_size: int = 512,
+    seed: int = 0,
+    advance: Advance = _quiet,
+) -> Iwae | None:
+    """The bound over random images, for a model whose prior is N(0, I); None for a deterministic code.
+
+    -log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x), as a log-sum-exp. `advance` is told the images done.
+    """
+    device.seed(seed, "iwae")
+    bound, elbo = Moments(), Moments()
+    with torch.inference_mode():
+        for batch in random_batches(view, images, max(1, batch_size // samples), seed):
+            x_BCHW = batch.x_BCHW.to(model.device)
+            q = model.posterior(x_BCHW)
+            if q.logvar_BD is None:
+                return None
+            x = x_BCHW.repeat_interleave(samples, dim=0)
+            mean, logvar = (t.repeat_interleave(samples, dim=0) for t in (q.mean_BD, q.logvar_BD))
+            eps = torch.randn_like(mean)
+            z = mean + torch.exp(0.5 * logvar) * eps
+            log_prior = log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
+            log_q = -0.5 * (eps.square() + logvar + LOG_2PI)
+            log_weight = (log_prior - log_q).cpu().double().sum(dim=1) - model.nll(x, z, hyper).cpu().double()
+            log_weight_BK = log_weight.view(len(x_BCHW), samples)
+            bound.add(log_weight_BK.logsumexp(dim=1) - math.log(samples))
+            elbo.add(log_weight_BK.mean(dim=1))
+            advance(len(x_BCHW))
+    return Iwae(-float(bound.mean), float(bound.standard_error), -float(elbo.mean), samples, bound.n)

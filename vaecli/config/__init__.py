@@ -1,0 +1,204 @@
+"""The configuration of a run: a tree of values in, one checked, frozen `RunConfig` out.
+
+Layers, lowest first: defaults, preset, `--config FILE`, flags, `--set a.b=c`, merged into one `Tree`. Each value
+remembers where it came from, so that every mistake is reported at once, with file and line.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from vaecli import registry
+from vaecli.config.tree import Key, Tree
+from vaecli.errors import ConfigError
+from vaecli.settings.optim import OPTIMS, SGD, Adagrad, Adam, AdamW, OptimConfig, RMSprop
+from vaecli.settings.section import Count, PositiveInt, Precision, Section
+
+if TYPE_CHECKING:
+    from vaecli.data.base import DataConfig
+    from vaecli.models.base import ModelConfig
+
+MAX_MISTAKES = 20  # of one section, that are listed
+
+# ------------------------------------------------------------------ sections that belong to no single model or dataset
+
+
+class TrainConfig(Section):
+    steps: Count = 20_000
+    batch_size: PositiveInt = 64
+    log_every: PositiveInt = 100
+    eval_every: PositiveInt = 5_000
+    eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
+    save_every: PositiveInt = 5_000
+    keep: PositiveInt = 2  # checkpoints kept, newest first
+    fast: bool = True  # the faster equivalents of vaecli.fast, where they work
+    precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    model: "ModelConfig"
+    data: "DataConfig"
+    optim: Adam | AdamW | Adagrad | RMSprop | SGD
+    train: TrainConfig
+    seed: int
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain nested values, complete; `build` of it gives an equal configuration."""
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "data", "optim", "train")}
+        return {**sections, "seed": self.seed}
+
+
+# ---------------------------------------------------------------------------------------------------------- building
+
+
+def build(tree: Tree) -> RunConfig:
+    """Check every section; ConfigError listing all mistakes at once, each with its place and the nearest valid name."""
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    values = tree.values
+    for key in values:
+        if key not in ("model", "data", "optim", "train", "seed"):
+            near = registry.nearest(key, ("model", "data", "optim", "train", "seed"))
+            problems.append(_place(tree, (key,)) + f"{key}: no such section{near}")
+    for name in ("model", "data", "optim", "train", "seed"):
+        try:
+            sections[name] = _section(name, values, tree)
+        except ConfigError as error:
+            problems.append(str(error))
+        except ValidationError as error:
+            problems.extend(_explain(error, name, tree, sections.get(name)))
+    if problems:
+        raise ConfigError(
+            "\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems)
+        )
+    return RunConfig(**sections)
+
+
+def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
+    value = values.get(name, {})
+    if name == "seed":
+        return TypeAdapter(Count).validate_python(value if name in values else 0, strict=True)
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise ConfigError(_place(tree, (name,)) + f"{name}: a section is expected, not {value!r}")
+    if name == "train":
+        return TrainConfig.model_validate(value)
+    if name == "optim":
+        return TypeAdapter(OptimConfig).validate_python({"name": "adam", **value})
+    kind = "model" if name == "model" else "dataset"
+    if name == "model":
+        value = {"name": "vae", **value}
+    if name == "data" and isinstance(value.get("name"), str):
+        from vaecli import data
+
+        value = {**value, **data.parse(value["name"])}
+        if isinstance(value.get("path"), str):  # a checkpoint is used from other directories than its run's
+            value["path"] = os.path.abspath(os.path.expanduser(value["path"]))
+    if not isinstance(value.get("name"), str):
+        raise ConfigError(
+            _place(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
+        )
+    try:
+        module = registry.load(kind, value["name"])
+    except ConfigError as error:
+        raise ConfigError(_place(tree, (name, "name")) + f"{name}.name: {error}") from None
+    return module.Config.model_validate(value)
+
+
+def _place(tree: Tree, path: Key) -> str:
+    origin = tree.origin(path)
+    return f"{origin}: " if origin else ""
+
+
+def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[str]:
+    lines: list[str] = []
+    mistakes = error.errors(include_url=False)
+    for item in mistakes[:MAX_MISTAKES]:
+        path = _tree_path((section, *(str(part) for part in item["loc"])), tree.values)
+        message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such option" + registry.nearest(path[-1], _siblings(section, path, tree.values))
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] == "union_tag_invalid":
+            known = [word.strip("' ") for word in str(item["ctx"]["expected_tags"]).split(",")]
+            message = f"there is no {str(item['ctx']['tag'])[:60]!r}{registry.nearest(str(item['ctx']['tag']), known)}"
+        elif "input" in item and not isinstance(item["input"], dict):
+            message = f"{message[:1].lower()}{message[1:]} (got {str(item['input'])[:60]!r})"
+        line = _place(tree, path) + f"{'.'.join(path)}: {message}"
+        if line not in lines and not any(line.startswith(_place(tree, path) + ".".join(path)) for line in lines):
+            lines.append(line)
+    if len(mistakes) > MAX_MISTAKES:
+        lines.append(f"{section}: and {len(mistakes) - MAX_MISTAKES} more mistakes")
+    return lines
+
+
+def _tree_path(loc: Key, values: Any) -> Key:
+    """pydantic's location without the tags of unions, which are no keys of the user's file."""
+    path: list[str] = []
+    here: Any = values
+    for i, part in enumerate(loc):
+        if isinstance(here, dict) and part not in here and i < len(loc) - 1:
+            continue
+        if isinstance(here, (int, float, str)) or here is None:
+            break
+        path.append(part)
+        if isinstance(here, dict):
+            here = here.get(part)
+        elif isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            here = here[int(part)]
+    return tuple(path)
+
+
+def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
+    """The options that could have been meant at `path`."""
+    from vaecli import data
+
+    fields: Any
+    value = values.get(section)
+    if section == "train":
+        fields = TrainConfig.model_fields
+    elif section == "optim":
+        chosen = value.get("name", "adam") if isinstance(value, dict) else "adam"
+        fields = next(c for c in OPTIMS if chosen in get_args(c.model_fields["name"].annotation)).model_fields
+    else:
+        name = value.get("name", "vae") if isinstance(value, dict) else str(value)
+        kind = "model" if section == "model" else "dataset"
+        fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
+    for part in path[1:-1]:
+        field_info = fields.get(part)
+        inner = _section_classes(field_info.annotation) if field_info else []
+        fields = {key: info for cls in inner for key, info in cls.model_fields.items()}
+    return list(fields)
+
+
+def _section_classes(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [cls for arg in getattr(annotation, "__args__", ()) for cls in _section_classes(arg)]
+
+
+def dump(config: RunConfig) -> str:
+    """The configuration as YAML text that `--config` reads back."""
+    return yaml.safe_dump(config.to_tree(), sort_keys=False, default_flow_style=None, width=110)
+
+
+def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (old, new) of every value that differs."""
+    a, b = dict(flat(old.to_tree())), dict(flat(new.to_tree()))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every leaf of nested values with its dotted path."""
+    if isinstance(value, dict):
+        return [leaf for k, v in value.items() for leaf in flat(v, f"{prefix}.{k}" if prefix else str(k))]
+    return [(prefix, value)]

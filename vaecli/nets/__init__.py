@@ -1,0 +1,1 @@
+"""Networks by name, and the blocks that models share."""

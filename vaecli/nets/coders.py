@@ -1,0 +1,231 @@
+"""Encoders and decoders, chosen by `net:` in a model's section.
+
+An encoder maps images (B, C, H, W) in [0, 1] to (B, n_out); a decoder maps latents (B, D) to raw outputs (B, C, H, W),
+which the likelihood reads as logits or means. Where a paper's table is the source the layers are exactly that table's;
+weights start as PyTorch's defaults unless stated.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from vaecli.errors import ConfigError
+from vaecli.settings.section import Section, Width
+
+Shape = tuple[int, int, int]  # C, H, W
+Pair = tuple[nn.Sequential, nn.Sequential]  # encoder, decoder
+
+
+class HigginsFcConfig(Section):
+    """The fully connected net of Higgins et al. 2017, table 1, made for 64x64x1; other sizes are flattened alike."""
+
+    name: Literal["higgins-fc"] = "higgins-fc"
+
+
+class BurgessConfig(Section):
+    """The convolutional net of Burgess et al. 2018 for 64x64, and for 32x32 with one layer less at each end."""
+
+    name: Literal["burgess"] = "burgess"
+
+
+class LocatelloConfig(Section):
+    """The convolutional net of Locatello et al. 2019 (disentanglement_lib) for 64x64, with its Glorot-uniform start."""
+
+    name: Literal["locatello"] = "locatello"
+
+
+class MlpConfig(Section):
+    """Fully connected layers for any size: `hidden` widths, reversed in the decoder; none gives a linear model.
+
+    `leaky-relu` has slope 0.2.
+    """
+
+    name: Literal["mlp"] = "mlp"
+    hidden: list[Width] = Field(default=[400, 400], max_length=64)
+    activation: Literal["relu", "tanh", "elu", "silu", "leaky-relu"] = "relu"
+
+
+class ResnetConfig(Section):
+    """Residual convolutions for any size, square or not.
+
+    Each level halves the image (rounding up) until no side exceeds 4. `width` is the channels of the first level,
+    doubled at each of the next three; `blocks` is the residual blocks of each level.
+    """
+
+    name: Literal["resnet"] = "resnet"
+    width: Annotated[int, Field(gt=0, le=1024)] = 16
+    blocks: Annotated[int, Field(gt=0, le=16)] = 1
+
+
+def _expand(value: Any) -> Any:
+    """`burgess` for `{name: burgess}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+NetConfig = Annotated[
+    HigginsFcConfig | BurgessConfig | LocatelloConfig | MlpConfig | ResnetConfig,
+    Field(discriminator="name"),
+    BeforeValidator(_expand),
+]
+
+
+def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    """Encoder and decoder with fresh parameters from torch's global generator; ConfigError where the size is wrong."""
+    if isinstance(config, HigginsFcConfig):
+        return _higgins_fc(shape, n_out, latent_dim)
+    if isinstance(config, BurgessConfig):
+        _check_size(config.name, shape, 64, 32)
+        return _burgess(shape, n_out, latent_dim)
+    if isinstance(config, LocatelloConfig):
+        _check_size(config.name, shape, 64)
+        return _locatello(shape, n_out, latent_dim)
+    if isinstance(config, MlpConfig):
+        return _mlp(config, shape, n_out, latent_dim)
+    return _resnet(config, shape, n_out, latent_dim)
+
+
+def _check_size(name: str, shape: Shape, *sides: int) -> None:
+    _, height, width = shape
+    if height != width or height not in sides:
+        wanted = " or ".join(f"{side}x{side}" for side in sides)
+        raise ConfigError(
+            f"net {name!r} takes images of {wanted} pixels, but the data has {height}x{width}",
+            hint=f"set model.net to mlp or resnet, or data.image_size to {sides[0]}",
+        )
+
+
+def _values(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _dense(widths: list[int], activation: nn.Module) -> list[nn.Module]:
+    """Linear layers through `widths`, the activation (it has no state) after each."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), activation]
+    return layers
+
+
+def _convolutions(channels: list[int], kernel: int) -> list[nn.Module]:
+    """Halvings with ReLU; the padding is TensorFlow's "same" for kernels 2 and 4 and even sides."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(channels):
+        layers += [nn.Conv2d(n_in, n_out, kernel, stride=2, padding=(kernel - 2) // 2), nn.ReLU()]
+    return layers
+
+
+def _deconvolutions(channels: list[int]) -> list[nn.Module]:
+    """Doublings with 4x4 kernels, ReLU between them and nothing after the last."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(channels):
+        layers += [nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
+    return layers[:-1]
+
+
+def _higgins_fc(shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    values = _values(shape)
+    encoder = [nn.Flatten(), *_dense([values, 1200, 1200], nn.ReLU()), nn.Linear(1200, n_out)]
+    decoder = [*_dense([latent_dim, 1200, 1200, 1200], nn.Tanh()), nn.Linear(1200, values), nn.Unflatten(1, shape)]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def _burgess(shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    hidden = [32] * (4 if shape[1] == 64 else 3)
+    encoder = [*_convolutions([shape[0], *hidden], 4), nn.Flatten(), *_dense([512, 256, 256], nn.ReLU())]
+    decoder = [*_dense([latent_dim, 256, 256, 512], nn.ReLU()), nn.Unflatten(1, (32, 4, 4))]
+    decoder += _deconvolutions([*hidden, shape[0]])
+    return nn.Sequential(*encoder, nn.Linear(256, n_out)), nn.Sequential(*decoder)
+
+
+def _locatello(shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    head = nn.Linear(256, n_out)
+    encoder = nn.Sequential(
+        *_convolutions([shape[0], 32, 32], 4),
+        *_convolutions([32, 64, 64], 2),
+        nn.Flatten(),
+        *_dense([1024, 256], nn.ReLU()),
+        head,
+    )
+    decoder = nn.Sequential(
+        *_dense([latent_dim, 256, 1024], nn.ReLU()),
+        nn.Unflatten(1, (64, 4, 4)),
+        *_deconvolutions([64, 64, 32, 32, shape[0]]),
+    )
+    for layer in (*encoder, *decoder):
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    # The original has a layer each for means and log-variances, and Glorot's range depends on a layer's outputs.
+    for part in head.weight.data.chunk(max(1, n_out // latent_dim)):
+        nn.init.xavier_uniform_(part)
+    return encoder, decoder
+
+
+_ACTIVATIONS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(),
+    "tanh": nn.Tanh(),
+    "elu": nn.ELU(),
+    "silu": nn.SiLU(),
+    "leaky-relu": nn.LeakyReLU(0.2),
+}
+
+
+def _mlp(config: MlpConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    up, down = [_values(shape), *config.hidden], [latent_dim, *reversed(config.hidden)]
+    activation = _ACTIVATIONS[config.activation]
+    encoder = [nn.Flatten(), *_dense(up, activation), nn.Linear(up[-1], n_out)]
+    decoder = [*_dense(down, activation), nn.Linear(down[-1], _values(shape)), nn.Unflatten(1, shape)]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+class _Block(nn.Module):
+    """x + conv(act(conv(act(x)))): pre-activation (He et al. 2016), without norms, which would tie images together."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
+        self.outer = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out: Tensor = x_BCHW + self.outer(F.silu(self.inner(F.silu(x_BCHW))))
+        return out
+
+
+def _resnet(config: ResnetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    sizes = [shape[1:]]
+    while max(sizes[-1]) > 4:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    widths = [config.width * 2 ** min(level, 3) for level in range(len(sizes))]
+    inner = (widths[-1], *sizes[-1])
+
+    def blocks(level: int) -> list[nn.Module]:
+        return [_Block(widths[level]) for _ in range(config.blocks)]
+
+    encoder: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1), *blocks(0)]
+    for level in range(1, len(sizes)):
+        encoder += [nn.Conv2d(widths[level - 1], widths[level], 3, stride=2, padding=1), *blocks(level)]
+    encoder += [nn.SiLU(), nn.Flatten(), nn.Linear(_values(inner), n_out)]
+
+    decoder: list[nn.Module] = [nn.Linear(latent_dim, _values(inner)), nn.Unflatten(1, inner), *blocks(len(sizes) - 1)]
+    for level in range(len(sizes) - 2, -1, -1):
+        # Resizing to the encoder's recorded size is what lets odd sides through.
+        decoder += [nn.Upsample(size=sizes[level]), nn.Conv2d(widths[level + 1], widths[level], 3, padding=1)]
+        decoder += blocks(level)
+    decoder += [nn.SiLU(), nn.Conv2d(widths[0], shape[0], 3, padding=1)]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def set_output_bias(decoder: nn.Module, raw_CHW: Tensor) -> None:
+    """Let an untrained decoder put out `raw_CHW` on average: per value where its last layer has a bias for each, else
+    per channel.
+    """
+    layers = [m for m in decoder.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    bias = layers[-1].bias
+    if bias is not None:
+        with torch.no_grad():
+            bias.copy_(raw_CHW.flatten() if bias.numel() == raw_CHW.numel() else raw_CHW.mean(dim=(1, 2)))

@@ -1,0 +1,1 @@
+"""The terms of the objectives and the likelihoods, as functions of tensors."""

@@ -1,0 +1,172 @@
+"""Likelihoods p(x|z): what the decoder's raw output means, chosen by `likelihood:` in a model's section.
+
+`bernoulli` reads the output as logits. `gaussian` reads it as means with one standard deviation sigma for all pixels,
+so that with sigma = 1 the reconstruction term is half the squared error plus a constant. Shapes: B batch, C H W image.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from vaecli.objectives import terms as objective
+from vaecli.settings import schedules
+from vaecli.settings.schedules import Scalar
+from vaecli.settings.section import Section
+
+
+class BernoulliConfig(Section):
+    """Each pixel is a coin of probability sigmoid(output)."""
+
+    name: Literal["bernoulli"] = "bernoulli"
+
+
+class GaussianLikelihoodConfig(Section):
+    """Each pixel is N(output, sigma^2).
+
+    `variance`  `fixed`: sigma is the number or schedule given. `learned`: sigma is a parameter that starts there.
+                `optimal`: sigma^2 is the batch's mean squared error (sigma-VAE), and sigma serves until the first step.
+    """
+
+    name: Literal["gaussian"] = "gaussian"
+    variance: Literal["fixed", "learned", "optimal"] = "fixed"
+    sigma: Scalar = 1.0
+
+    @model_validator(mode="after")
+    def _sigma(self) -> "GaussianLikelihoodConfig":
+        if schedules.lowest(self.sigma) <= 0:
+            raise ValueError("`sigma` must be greater than 0")
+        if self.variance != "fixed" and not isinstance(self.sigma, (int, float)):
+            raise ValueError(f"a schedule for `sigma` does nothing when `variance` is {self.variance!r}; give a number")
+        return self
+
+
+_ALIASES = {"bce": "bernoulli", "mse": "gaussian"}
+
+
+def _expand(value: Any) -> Any:
+    """`gaussian` for `{name: gaussian}`, and the names under which users know the losses."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return {**value, "name": _ALIASES.get(value["name"], value["name"])}
+    return value
+
+
+LikelihoodConfig = Annotated[
+    BernoulliConfig | GaussianLikelihoodConfig, Field(discriminator="name"), BeforeValidator(_expand)
+]
+
+
+class Likelihood(nn.Module):
+    """p(x|out), where `out` (B, C, H, W) is the decoder's raw output."""
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        """The expected image, (B, C, H, W)."""
+        raise NotImplementedError
+
+    def raw(self, mean: Tensor) -> Tensor:
+        """The output whose expected image is `mean` (any shape), kept a little inside (0, 1) where it must be."""
+        raise NotImplementedError
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        """log p(x|out) in nats, summed over pixels, (B,)."""
+        raise NotImplementedError
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        """One phrase for the banner."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood):
+    """Independent coins; for pixels between 0 and 1 the cross-entropy, as is usual."""
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        return torch.sigmoid(out_BCHW)
+
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean.clamp(0.001, 0.999).logit()  # the bounds of Burda et al.'s code
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return objective.bernoulli_log_prob(x_BCHW, out_BCHW)
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "Bernoulli likelihood"
+
+
+class Gaussian(Likelihood):
+    """One sigma for all pixels, read from `hyper["likelihood.sigma"]`."""
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        return out_BCHW
+
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean
+
+    def sigma(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> float | Tensor:
+        """The standard deviation that scores this batch, one number."""
+        return hyper["likelihood.sigma"]
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return objective.gaussian_log_prob(x_BCHW, out_BCHW, self.sigma(x_BCHW, out_BCHW, hyper))
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return f"Gaussian likelihood, sigma = {hyper['likelihood.sigma']:.4g}"
+
+
+class LearnedGaussian(Gaussian):
+    """One sigma for all pixels, trained with the network through its logarithm (Dai & Wipf 2019)."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.full((), math.log(sigma)))
+
+    def sigma(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return self.log_sigma.exp()
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "Gaussian likelihood, sigma learned"
+
+
+class OptimalGaussian(Gaussian):
+    """sigma^2 = the batch's mean squared error, the maximum of the likelihood (sigma-VAE, Rybkin et al. 2021, eq. 5).
+
+    It may be held constant for the gradient: at a maximum in sigma the derivative through sigma is zero. A running
+    mean of the training batches' values serves in eval mode, so that there every image is scored by one fixed density
+    whatever else is in its batch.
+    """
+
+    RATE = 0.05  # the running mean spans about 20 batches: it follows a falling error and averages the noise
+    FLOOR = 1e-6  # below the rounding of 8-bit images (1/255)^2 / 12 a narrower density measures nothing
+    variance: Tensor
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("variance", torch.full((), sigma**2))
+
+    def sigma(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        if not self.training:
+            return self.variance.sqrt()
+        mse = (x_BCHW - out_BCHW.detach()).square().mean().clamp(min=self.FLOOR)
+        # A value that is not finite ends the run, and must not be among what is kept of it.
+        seen = torch.where(mse.isfinite(), mse.to(self.variance.dtype), self.variance)
+        self.variance.lerp_(seen, self.RATE)
+        return mse.sqrt()
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "Gaussian likelihood, sigma^2 = the batch's mean squared error"
+
+
+def build(config: BernoulliConfig | GaussianLikelihoodConfig) -> Likelihood:
+    """The likelihood that a checked section describes."""
+    if isinstance(config, BernoulliConfig):
+        return Bernoulli()
+    if isinstance(config.sigma, (int, float)):
+        if config.variance == "learned":
+            return LearnedGaussian(config.sigma)
+        if config.variance == "optimal":
+            return OptimalGaussian(config.sigma)
+    return Gaussian()

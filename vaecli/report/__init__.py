@@ -1,0 +1,86 @@
+"""The report: one HTML page with its pictures inside, from numbers alone; `vaecli.commands.report` gathers them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from vaecli.analysis.codes import Codes
+from vaecli.analysis.metrics import Result
+from vaecli.report import charts, figures, profiles, sections
+from vaecli.report.markup import document, join, tag
+from vaecli.report.sections import History, Reconstructions, Traversal, Traversals
+
+__all__ = ["Content", "History", "Reconstructions", "Traversal", "Traversals", "render"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the page shows; what is None or empty is left out.
+
+    `names` are the latents in index order, `latents` their records in the order of the table, `active` the indices of
+    the active ones in the same order.
+    """
+
+    title: str
+    subtitle: str
+    step: int
+    verdict: tuple[str, Sequence[str]]
+    totals: Mapping[str, Any]
+    names: Sequence[str]
+    latents: Sequence[Mapping[str, Any]]
+    active: Sequence[int]
+    configuration: str
+    standard_prior: bool = True
+    history: History | None = None
+    reconstructions: Reconstructions | None = None
+    samples_NCHW: figures.Images | None = None
+    no_samples: str | None = None
+    traversals: Traversals | None = None
+    codes: Codes | None = None
+    value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    diagnosis: Mapping[str, str] = field(default_factory=dict)
+    results: Sequence[Result] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render(content: Content) -> str:
+    """The page as text."""
+    codes = content.codes if content.codes is not None and content.codes.varying else None
+    varied = None if codes is None else codes.factors_only(codes.varying)
+    order = [int(record["index"]) for record in content.latents]
+    parts = [
+        sections.training(content.history, content.names, content.step),
+        sections.reconstructions(content.reconstructions),
+        sections.samples(content.samples_NCHW, content.no_samples),
+        sections.traversals(content.traversals),
+        sections.latent_table(content.latents),
+        sections.profiles_of(varied, content.active, content.value_names),
+        sections.matrices(
+            content.results,
+            None if varied is None else profiles.explained(varied),
+            content.names,
+            () if varied is None else varied.factor_names,
+            order,
+            content.active,
+        ),
+        sections.marginals(content.codes, content.active, content.standard_prior),
+        sections.diagnosis(content.diagnosis),
+        sections.metrics(content.results),
+        sections.provenance(content.configuration, content.environment, content.source, content.computed),
+    ]
+    shown = [part for part in parts if part is not None]
+    header = tag(
+        "header",
+        tag("h1", content.title),
+        tag("p", content.subtitle, class_="sub"),
+        sections.verdict(*content.verdict),
+        sections.key_numbers(content.totals),
+        tag("nav", *(tag("a", part.heading, href=f"#{part.id}") for part in shown), aria_label="sections"),
+    )
+    body = join([header, tag("main", *(part.html for part in shown)), tag("footer", "Made by vae report.")])
+    resources = files("vaecli.report")
+    style = (resources / "page.css").read_text(encoding="utf-8") + charts.cell_style()
+    return document(content.title, body, style, (resources / "page.js").read_text(encoding="utf-8"))
