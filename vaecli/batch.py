@@ -19,6 +19,8 @@ class DataInfo:
     size: int  # training images: the N of minibatch estimators of q(z)
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
+    value_names: tuple[tuple[str, ...], ...] = ()  # of each factor the names of its values, () where they have none
+    total: int = 0  # images of all splits together; 0 where a checkpoint does not tell
     binary: bool = False  # every pixel is 0 or 1
     source: dict[str, Any] = field(default_factory=dict)  # where the images came from: kind, sha256, ...
 
@@ -30,16 +32,45 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [0, 1], their positions in the data set, and labels: int64 (B, K), -1 where a label is not known."""
+    """Images in [0, 1], their positions in the data set, and labels: int64 (B, K), -1 where a label is not known.
+
+    `labels_BK` is what an objective may see, `truth_BK` what is known, for reports. `others` are further independent
+    batches, where a player asks for several.
+    """
 
     x_BCHW: Tensor
     index_B: Tensor
     labels_BK: Tensor | None = None
+    truth_BK: Tensor | None = None
+    others: tuple["Batch", ...] = ()
+
+    def to(self, device: Any) -> "Batch":
+        """The same on another device."""
+
+        def moved(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        others = tuple(batch.to(device) for batch in self.others)
+        return Batch(self.x_BCHW.to(device), self.index_B, moved(self.labels_BK), moved(self.truth_BK), others)
+
+    def part(self, n: int) -> "Batch":
+        """The first n images."""
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[:n]
+
+        others = tuple(batch.part(n) for batch in self.others)
+        return Batch(self.x_BCHW[:n], self.index_B[:n], cut(self.labels_BK), cut(self.truth_BK), others)
 
 
 class Split(Protocol):
     """A named part of a data set, read in order."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def labels_NK(self) -> Tensor | None:
+        """What an objective may see of these images' labels, int64 (N, K); -1 where a label is not known."""
+        ...
 
     def batches(self, batch_size: int) -> Iterator[Batch]: ...

@@ -3,7 +3,6 @@
 Shapes: N images of the set, B batch, C H W image, K factors, P packed bytes of an image.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
+from vaecli.data.orders import Order, Shuffled, generator
 from vaecli.errors import ConfigError, MachineError
+from vaecli.registry import nearest
 from vaecli.settings.section import PositiveInt, Section
 
 # An integer is a number of images, a number with a decimal point a fraction.
@@ -32,13 +33,14 @@ class DataConfig(Section):
 
     `holdout`   images kept out of training as the split `val`: a fraction in [0, 1) or a count.
     `limit`     train on no more than this many images, a fixed random subset.
-    `labelled`  training images whose labels the model may see: a fraction, a count, or null for all.
+    `labelled`  how many of the known labels of training images an objective may see, a fraction or a count of them, or
+                null for all; as a mapping from factors to such numbers, of each factor by itself (others: none).
     """
 
     name: str
     holdout: Holdout = 0.1
     limit: PositiveInt | None = None
-    labelled: Labelled | None = None
+    labelled: Labelled | dict[str, Labelled] | None = None
 
 
 class Store(Protocol):
@@ -159,7 +161,7 @@ class Dataset:
     images: Store
     labels: Tensor | None
     splits: dict[str, Tensor]
-    labelled: int | float | None = None
+    labelled: int | float | dict[str, int | float] | None = None
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves images, labels and indices; in place and returning itself, as a module does."""
@@ -195,15 +197,23 @@ class Dataset:
         """The split `train` with the labels that `labelled` lets a model of this seed see; the others are -1."""
         return SplitView(self, "train", self.splits["train"], _visible_labels(self, seed))
 
-    def stream(self, seed: int, batch_size: int) -> "Stream":
-        """The endless sequence of training batches that `seed` stands for."""
-        return Stream(self, seed, batch_size)
+    def held_out(self, name: str) -> "SplitView":
+        """A split as an objective may see it: with none of its labels, which only `truth_BK` has."""
+        view = self.split(name)
+        return SplitView(
+            self, view.name, view.indices, None if self.labels is None else torch.full_like(self.labels, -1)
+        )
+
+    def stream(self, seed: int, batch_size: int, order: Order | None = None) -> "Stream":
+        """The endless sequence of training batches that `seed` stands for, shuffled unless `order` says otherwise."""
+        return Stream(self, seed, batch_size, order)
 
     def batch(self, index_B: Tensor, labels: Tensor | None = None) -> Batch:
         """The images at these positions, with their labels (or those of `labels`, a table like `self.labels`)."""
         labels = self.labels if labels is None else labels
         index_B = index_B.to(self.images.device)
-        return Batch(self.images.gather(index_B), index_B, None if labels is None else labels.index_select(0, index_B))
+        seen, truth = (None if table is None else table.index_select(0, index_B) for table in (labels, self.labels))
+        return Batch(self.images.gather(index_B), index_B, seen, truth)
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,12 @@ class SplitView:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def labels_NK(self) -> Tensor | None:
+        """What an objective may see of these images' labels, int64 (N, K)."""
+        table = self.dataset.labels if self.labels is None else self.labels
+        return None if table is None else table.index_select(0, self.indices.to(table.device))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All of it; the last batch may be smaller."""
@@ -241,73 +257,65 @@ class SplitView:
 
 
 class Stream:
-    """The training split as an endless row of epochs, each a permutation drawn from (seed, epoch).
+    """The training batches of a run: at every step those that its order gives, whatever was read before."""
 
-    The batch at a step is a pure function of (seed, step), whatever was read before: batch `s` covers the positions
-    [s * B, (s + 1) * B) of the row and crosses from one epoch into the next where it must, also when B > N.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int, batch_size: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, batch_size: int, order: Order | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
         self.batch_size = batch_size
         self._train = dataset.splits["train"]
         self._labels = _visible_labels(dataset, seed)
-        self._epoch = -1
-        self._order = self._train
+        self.order = order or Shuffled(len(self._train), seed, batch_size)
 
-    def indices(self, step: int) -> Tensor:
-        """Positions in the data set of the batch at `step`, int64 (B,)."""
-        n, position, missing = len(self._train), step * self.batch_size, self.batch_size
-        parts = []
-        while missing > 0:
-            epoch, start = divmod(position, n)
-            part = self._permutation(epoch)[start : start + missing]
-            parts.append(part)
-            position, missing = position + len(part), missing - len(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def indices(self, step: int, stream: int = 0) -> Tensor:
+        """Positions in the data set of a batch at `step`, int64 (B,)."""
+        return self._train[self.order.indices(step, stream).to(self._train.device)]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, stream: int = 0) -> Batch:
         """The batch at `step`; labels beyond `data.labelled` are -1."""
-        return self.read(self.indices(step))
+        return self.read(self.indices(step, stream))
 
     def read(self, index_B: Tensor) -> Batch:
         """The images at these positions of the data set, as training sees them."""
         return self.dataset.batch(index_B, self._labels)
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            # Drawn on the CPU whatever the device, so that the order is the same on all of them.
-            order = torch.randperm(len(self._train), generator=generator("epoch", self.seed, epoch))
-            self._order, self._epoch = self._train[order.to(self._train.device)], epoch
-        return self._order
-
 
 def _visible_labels(dataset: Dataset, seed: int) -> Tensor | None:
-    """The label table with the rows of training images that the model may not see set to -1."""
-    labels_NK = dataset.labels
-    if labels_NK is None or dataset.labelled is None:
+    """The label table with all labels set to -1 that the model may not see.
+
+    Counts are of labels that are known: `labelled` of the rows with a known label or, as a mapping, of each factor.
+    """
+    labels_NK, labelled = dataset.labels, dataset.labelled
+    if labels_NK is None or labelled is None:
         return labels_NK
     train = dataset.splits["train"].cpu()
-    keep = train[torch.randperm(len(train), generator=generator("labelled", seed))]
-    if labels_NK.shape[1] == 1:
-        # Dealt out class by class, one image of each in turn: the counts of any two classes differ by one at most,
-        # unless a class runs out.
-        label = labels_NK[keep.to(labels_NK.device), 0].cpu()
+    table_NK = labels_NK.cpu()
+    visible_NK = torch.full_like(table_NK, -1)
+    if isinstance(labelled, dict):
+        for name, share in labelled.items():
+            k = dataset.info.factor_names.index(name)
+            known = train[table_NK[train, k] >= 0]
+            kept = _dealt(known, table_NK[:, k], share, generator("labelled", seed, name))
+            visible_NK[kept, k] = table_NK[kept, k]
+    else:
+        known = train[(table_NK[train] >= 0).any(dim=1)]
+        classes = table_NK[:, 0] if table_NK.shape[1] == 1 else None
+        kept = _dealt(known, classes, labelled, generator("labelled", seed))
+        visible_NK[kept] = table_NK[kept]
+    return visible_NK.to(labels_NK.device)
+
+
+def _dealt(rows: Tensor, class_N: Tensor | None, share: int | float, generator: torch.Generator) -> Tensor:
+    """A share of these rows, at random; with classes dealt out class by class, one image of each in turn: the counts of
+    any two classes differ by one at most, unless a class runs out."""
+    keep = rows[torch.randperm(len(rows), generator=generator)]
+    if class_N is not None and len(keep):
+        label = class_N[keep]
         by_class = torch.argsort(label, stable=True)
         counts = torch.unique_consecutive(label[by_class], return_counts=True)[1]
         turn = torch.cat([torch.arange(count) for count in counts.tolist()])
         keep = keep[by_class[torch.argsort(turn, stable=True)]]
-    keep = keep[: count_of(dataset.labelled, len(train))].to(labels_NK.device)
-    visible_NK = torch.full_like(labels_NK, -1)
-    visible_NK[keep] = labels_NK[keep]
-    return visible_NK
-
-
-def generator(*key: object) -> torch.Generator:
-    """A CPU generator whose seed is a hash of `key`: streams of neighbouring seeds have nothing in common."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return keep[: count_of(share, len(rows))]
 
 
 def count_of(share: int | float, n: int) -> int:
@@ -322,6 +330,7 @@ def assemble(
     labels_NK: Tensor | None = None,
     factor_names: Sequence[str] = (),
     factor_sizes: Sequence[int] = (),
+    value_names: Sequence[Sequence[str]] = (),
     binary: bool,
     source: dict[str, Any],
     test: int = 0,
@@ -347,20 +356,34 @@ def assemble(
             raise ConfigError(
                 f"data.labelled is {config.labelled}, but the images have no labels", "leave out data.labelled"
             )
-        if count_of(config.labelled, len(splits["train"])) > len(splits["train"]):
-            raise ConfigError(
-                f"data.labelled is {config.labelled:,}, but there are only {len(splits['train']):,} training images"
-            )
+        _check_labelled(config.labelled, labels_NK[splits["train"]], factor_names)
     info = DataInfo(
         name=config.name,
         shape=images.shape,
         size=len(splits["train"]),
         factor_names=tuple(factor_names),
         factor_sizes=tuple(factor_sizes),
+        value_names=tuple(tuple(names) for names in value_names),
+        total=len(images),
         binary=binary,
         source=source,
     )
     return Dataset(info, images, labels_NK, splits, config.labelled)
+
+
+def _check_labelled(
+    labelled: int | float | dict[str, int | float], labels_NK: Tensor, factor_names: Sequence[str]
+) -> None:
+    """ConfigError where more labels are to be seen than are known, or those of a factor that there is not."""
+    shares = labelled if isinstance(labelled, dict) else {"": labelled}
+    for name, share in shares.items():
+        if name and name not in factor_names:
+            raise ConfigError(f"data.labelled: no factor is called {name[:80]!r}{nearest(name, factor_names)}")
+        column = labels_NK[:, list(factor_names).index(name)] if name else labels_NK.amax(dim=1)
+        known = int((column >= 0).sum())
+        if count_of(share, known) > known:
+            key = f"data.labelled.{name}" if name else "data.labelled"
+            raise ConfigError(f"{key} is {share:,}, but only {known:,} labels of training images are known")
 
 
 def grid_labels(sizes: Sequence[int]) -> Tensor:

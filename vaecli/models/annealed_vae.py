@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
-from vaecli.objectives import terms as objective
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
+from vaecli.objectives import terms
 from vaecli.settings.schedules import Linear, Weight
 
 C_MAX, C_STEPS = 25.0, 100_000
@@ -43,11 +43,11 @@ class Model(GaussianVAE):
 
     config: Config
 
-    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Tensor]:
+    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None
         kl_mean = q.kl_BD.sum(dim=1).mean()
-        return {"capacity_loss": objective.capacity(kl_mean, hyper["capacity"], hyper["gamma"])}
+        return {"capacity_gap": Term(terms.capacity(kl_mean, hyper["capacity"]), hyper["gamma"])}
 
     def objective_text(self, hyper: Hyper) -> str:
         weights = f"gamma = {hyper['gamma']:.4g}, C = {hyper['capacity']:.4g} nats"
-        return f"minimise recon + gamma |KL - C|; {weights}; {self.likelihood.text(hyper)}; {objective.UNITS}"
+        return f"minimise recon + gamma |KL - C|; {weights}; {self.likelihood.text(hyper)}; {terms.UNITS}"

@@ -7,9 +7,11 @@ loss = -log p(x | decoder input encoder(x)).
 from typing import Literal
 
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vaecli.batch import Batch
-from vaecli.models.base import Hyper, NetConfig, NetModel, NoPrior, Posterior
+from vaecli.models.base import Hyper, NetConfig, NetModel, NoPrior, Term, Values
+from vaecli.objectives.distributions import Point
 
 
 class Config(NetConfig):
@@ -23,14 +25,16 @@ class Model(NetModel):
 
     config: Config
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
-        return Posterior(self.network(self.encoder, x_BCHW))
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        return self.network(self.encoder, x_BCHW)
 
-    def loss(self, batch: Batch, hyper: Hyper, phase: str = "main") -> dict[str, Tensor]:
-        recon = self.nll(batch.x_BCHW, self.posterior(batch.x_BCHW).mean_BD, hyper).mean()
-        return {"loss": recon, "recon": recon}
+    def q(self, level: str, features: Tensor, given: Values) -> Point:
+        return Point(features)
 
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
+    def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
+        return {"recon": Term(-self.log_prob(batch.x_BCHW, {"z": self.features(batch.x_BCHW)}, hyper).mean())}
+
+    def p(self, level: str, given: Values, n: int) -> Distribution:
         raise NoPrior(
             "a deterministic autoencoder has no prior to sample from",
             hint="train a model with one (vae, beta-vae), or fit a density to its codes after training",

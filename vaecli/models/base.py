@@ -5,28 +5,38 @@ sum over pixels and latents, mean over the batch; images in [0, 1]; hyper-parame
 evaluated at the step (`hyper`), so a model keeps no counters. Randomness comes from torch's global generator, which
 the caller seeds as a function of (seed, step).
 
-Shapes: B batch, C H W image, D latents (all groups side by side), K factors.
+A model's latents stand in levels, in the order in which images are generated; a VAE has one. `q` and `p` are its
+posterior and prior over a level, as distributions, given the values of the levels before it. Where commands want all
+latents as a table they are flattened side by side, level by level.
+
+Shapes: B batch, C H W image, D latents (all levels side by side, flattened), K factors.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from vaecli import device as devices
 from vaecli.batch import Batch, DataInfo, Split
+from vaecli.data.orders import Order, Shuffled
 from vaecli.errors import ConfigError
-from vaecli.nets import coders as nets
-from vaecli.objectives import likelihoods
-from vaecli.objectives import terms as objective
+from vaecli.nets import coders
+from vaecli.objectives import distributions, likelihoods, terms
 from vaecli.settings import schedules
+from vaecli.settings.optim import OptimConfig
 from vaecli.settings.section import Precision, Section, Width
 
-if TYPE_CHECKING:
-    from vaecli.settings.optim import OptimConfig
-
 Hyper = Mapping[str, float]  # `{"beta": 4.0, "likelihood.sigma": 1.0, ...}` at one step
+Values = dict[str, Tensor]  # a value of each level, (B, *shape) by the level's name
+
+
+class NoPrior(ConfigError):
+    """Sampling was asked of a model that has no distribution over its latents."""
 
 
 class ModelConfig(Section):
@@ -36,38 +46,96 @@ class ModelConfig(Section):
 
 
 @dataclass(frozen=True)
+class Level:
+    """A group of latents that are drawn together.
+
+    `kind`      gaussian (or any density on numbers) | point (an encoder without distribution) | labels (one-hot blocks
+                side by side, of `sizes` values each) | codes (positions of codebooks of `sizes[0]` entries, int64).
+    `standard`  its prior is N(0, I) whatever stands above.
+    `inferred`  False for noise that no encoder recovers from an image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["gaussian", "point", "labels", "codes"] = "gaussian"
+    standard: bool = False
+    inferred: bool = True
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Latents in it."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the objective, () or (B,): the trainer minimises the sum of weight * mean. It logs the mean as it is,
+    and the weight where that is neither 1 nor None, which stands for a number that is logged only."""
+
+    value: Tensor
+    weight: float | None = 1.0  # a tensor of one number in recorded steps
+    unit: str = "nats"
+
+
+@dataclass(frozen=True)
+class Player:
+    """Parameters with an optimizer of their own, updated `updates` times a step while those of others stay.
+
+    Each update reads `batches` independent batches: the first update's first is the step's own, the others come as
+    `batch.others`. `stage` is the stage of training in which it takes part.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    optim: OptimConfig
+    updates: int = 1
+    batches: int = 1
+    stage: str = "main"
+
+
+@dataclass(frozen=True)
 class Posterior:
-    """q(z|x) as diagonal Gaussians over all D latents; a deterministic code has neither log-variance nor KL."""
+    """q(z|x) of the latents that are inferred, as tables; the moments of a level are those given the modes above it.
+
+    `logvar_BD` is None unless every latent has a variance, `kl_BD` (of q(z_j|x) to its prior, in nats) unless each has
+    a divergence of its own in closed form.
+    """
 
     mean_BD: Tensor
     logvar_BD: Tensor | None = None
-    kl_BD: Tensor | None = None  # KL(q(z_j|x) || p(z_j)) in nats
+    kl_BD: Tensor | None = None
 
-    def sample(self) -> Tensor:
-        """One reparameterised draw, (B, D); the mean itself for a deterministic code."""
-        if self.logvar_BD is None:
-            return self.mean_BD
-        return objective.reparameterize(self.mean_BD, self.logvar_BD)
+
+@dataclass(frozen=True)
+class Inference:
+    """Values of the levels, drawn or at their modes one after the other, and the distributions they are from."""
+
+    values: Values
+    posteriors: dict[str, Distribution]
 
 
 class Model(nn.Module):
     """What the trainer and the commands ask of a model.
 
-    `phases`       the names of the optimizers, in the order in which one training step updates them. An adversarial
-                   model has two; a model without gradient steps has none and does its work in `begin` or `end`.
-    `uses_labels`  whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
-    `groups`       latent groups in order, name to size: one for a flat model, several for a hierarchy.
-    `precision`    the arithmetic of the networks while training, set by the trainer; see `network`.
+    `levels`           see `Level`; set in the constructor, in order of generation.
+    `stages`           parts of the training, one after the other where `train.steps` gives each a number of its own.
+    `uses_labels`      whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
+    `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
+    `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
+    `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
     """
 
-    phases: ClassVar[tuple[str, ...]] = ("main",)
+    stages: ClassVar[tuple[str, ...]] = ("main",)
     uses_labels: ClassVar[bool] = False
+    has_likelihood: ClassVar[bool] = True
+    batch_dependent: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, info: DataInfo) -> None:
         super().__init__()
         self.config = config
         self.info = info
-        self.groups: dict[str, int] = {}
+        self.levels: tuple[Level, ...] = ()
         self.precision: Precision = "fp32"
 
     def network(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -85,58 +153,203 @@ class Model(nn.Module):
 
     # ---- training
 
-    def optimizers(self, optim: "OptimConfig") -> dict[str, tuple[list[nn.Parameter], "OptimConfig"]]:
-        """For each phase the parameters it updates and the settings of its optimizer."""
-        return {phase: (list(self.parameters()), optim) for phase in self.phases}
+    def players(self, optim: OptimConfig) -> list[Player]:
+        """In the order in which a step updates them, `optim` being the section of that name. Of a model without steps
+        there are none: it is fitted by `fit`."""
+        return [Player("main", list(self.parameters()), optim)]
 
-    def begin(self, train: Split) -> None:
-        """Called once before the first step of a run that starts from no other's weights; a closed-form model is fitted
-        here."""
-
-    def end(self, train: Split) -> None:
-        """Called once after the last step, before the final checkpoint."""
-
-    def loss(self, batch: Batch, hyper: Hyper, phase: str = "main") -> dict[str, Tensor]:
-        """Scalars of one phase: `loss` (minimised) and whatever else is to be logged (`recon`, `kl`, `elbo`, ...)."""
+    def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
+        """The terms of a player's objective, and whatever else is to be logged."""
         raise NotImplementedError
 
     def hyper(self, step: int) -> dict[str, float]:
-        """The numbers of the configuration at `step`."""
+        """The numbers of the configuration at `step`, counted from the start of the stage."""
         return schedules.resolve(self.config, step)
+
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        """What KL(q(z|x) || p(z)) weighs in the objective against -log p(x|z); None where that is not the question."""
+        return None
 
     def objective_text(self, hyper: Hyper) -> str:
         """The objective in words and numbers, for the banner."""
         raise NotImplementedError
 
-    # ---- use
+    def order(self, train: Split, seed: int, batch_size: int) -> Order:
+        """Which images of the training split make a batch: a pure function of (seed, step) and the model's buffers,
+        asked for once, and again after `prepare`. ConfigError where the data do not have what it takes."""
+        return Shuffled(len(train), seed, batch_size)
+
+    def begin(self, train: Split) -> None:
+        """Called once before the first step of a run that starts from no other's weights."""
+
+    def due(self, step: int) -> bool:
+        """Whether there is work before `step` (`prepare`): at the start of an epoch, of a stage, ..."""
+        return False
+
+    def prepare(self, step: int, train: Split) -> None:
+        """Work between steps, a function of weights and step alone: it comes after saving, so that a resumed run
+        repeats it."""
+
+    def fit(self, train: Split, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
+        """Fit a model without players, once, telling `progress` of the images seen. When `stop()` says so the fit is
+        finished with what has been seen so far; InputError where that is not enough."""
+
+    # ---- the distributions
+
+    def features(self, x_BCHW: Tensor) -> Any:
+        """What every `q` needs of the images, computed once."""
+        return x_BCHW
+
+    def inference_order(self) -> Sequence[str]:
+        """The levels in the order in which they are inferred."""
+        return [level.name for level in self.levels if level.inferred]
+
+    def q(self, level: str, features: Any, given: Values) -> Distribution:
+        """The posterior of a level, `given` the values of those inferred before it."""
+        raise NotImplementedError
+
+    def p(self, level: str, given: Values, n: int) -> Distribution:
+        """The prior of a level for n images, `given` values of those generated before it. NoPrior if there is none."""
+        found = self.level(level)
+        if not found.standard:
+            raise NoPrior(f"{self.config.name} has no prior over {level} to sample from")
+        return distributions.Standard((n, *found.shape), self.device)
+
+    def image(self, values: Values) -> Tensor:
+        """The expected image E[x|values], (B, C, H, W); the generated one where there is no likelihood."""
+        raise NotImplementedError
+
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor | None:
+        """log p(x|values) in nats, (B,); None without a likelihood."""
+        return None
+
+    # ---- what follows from them
+
+    def level(self, name: str) -> Level:
+        return next(level for level in self.levels if level.name == name)
+
+    def infer(self, x_BCHW: Tensor, given: Values | None = None, sample: bool = False) -> Inference:
+        """The levels of images one after the other, at their modes or drawn; those `given` are kept."""
+        values: Values = dict(given or {})
+        posteriors, features = {}, self.features(x_BCHW)
+        for name in self.inference_order():
+            q = self.q(name, features, values)
+            posteriors[name] = q
+            if name not in values:
+                values[name] = distributions.sample(q) if sample else distributions.mode(q)
+        return Inference(values, posteriors)
+
+    def draw(self, n: int, given: Values | None = None, temperature: float = 1.0) -> Values:
+        """n ancestral draws, the levels `given` kept. Each level has noise of its own: fixing one changes no other's.
+
+        `temperature` scales the standard deviations. NoPrior where a level has no distribution to draw from.
+        """
+        values: Values = dict(given or {})
+        key = int(torch.randint(2**62, ()).item()) if len(self.levels) > 1 else None
+        for level in self.levels:
+            if level.name not in values:
+                if key is not None:
+                    devices.seed(key, level.name)
+                values[level.name] = distributions.sample(self.p(level.name, values, n), temperature)
+        if key is not None:
+            devices.seed(key, "after")
+        return values
+
+    def complete(self, values: Values) -> Values:
+        """The values, and for levels that are missing the modes of their priors given those before them."""
+        n = len(next(iter(values.values())))
+        full: Values = {}
+        for level in self.levels:
+            known = values.get(level.name)
+            full[level.name] = distributions.mode(self.p(level.name, full, n)) if known is None else known
+        return full
+
+    def rates(self, found: Inference) -> dict[str, Tensor]:
+        """What each level inferred costs in nats along these values: KL(q || p) latent by latent, (B, *shape), where it
+        has a closed form, else log q - log p of the value, (B,). Levels without a density are left out."""
+        rates = {}
+        for name, q in found.posteriors.items():
+            if isinstance(q, distributions.Point):
+                continue
+            rate = distributions.rate(q, self.p(name, found.values, len(found.values[name])), found.values[name])
+            if rate is not None:
+                rates[name] = rate
+        return rates
+
+    # ---- the latents as a table
+
+    @property
+    def inferred(self) -> tuple[Level, ...]:
+        return tuple(level for level in self.levels if level.inferred)
+
+    def latent_names(self, levels: Sequence[Level] | None = None) -> list[str]:
+        """Of the levels inferred, or of those given: `z0 z1 ...` for a model of one level, else `level.0 level.1 ...`"""
+        levels = self.inferred if levels is None else levels
+        mark = "" if len(self.levels) == 1 else "."
+        return [f"{level.name}{mark}{d}" for level in levels for d in range(level.size)]
+
+    def flatten(self, values: Values, levels: Sequence[Level] | None = None) -> Tensor:
+        """(B, D): the levels inferred, or those given, side by side."""
+        levels = self.inferred if levels is None else levels
+        parts = [values[level.name].flatten(1) for level in levels]
+        return parts[0] if len(parts) == 1 else torch.cat([part.to(torch.float32) for part in parts], dim=1)
+
+    def unflatten(self, z_BD: Tensor) -> Values:
+        """The inverse, of all levels or of those inferred, as the number of columns says."""
+        whole = z_BD.shape[1] == sum(level.size for level in self.levels)
+        values: Values = {}
+        for level in self.levels if whole else self.inferred:
+            part, z_BD = z_BD[:, : level.size], z_BD[:, level.size :]
+            if level.kind == "codes":
+                part = part.round().long().clamp(0, level.sizes[0] - 1)
+            values[level.name] = part.reshape(len(part), *level.shape)
+        return values
 
     def posterior(self, x_BCHW: Tensor) -> Posterior:
-        """q(z|x)."""
-        raise NotImplementedError
+        """q(z|x) of all latents inferred, a function of each image alone."""
+        found = self.infer(x_BCHW)
+        means, variances, rates = [], [], self.rates(found)
+        for level in self.inferred:
+            q = found.posteriors[level.name]
+            if level.kind == "codes":
+                means.append(found.values[level.name].flatten(1).float())
+                continue
+            mean, variance = distributions.moments(q)
+            means.append(mean.flatten(1))
+            if variance is not None:
+                exact = q.logvar if isinstance(q, distributions.Gaussian) else variance.log()
+                variances.append(exact.flatten(1))
+        per_latent = [
+            rates[level.name].flatten(1)
+            for level in self.inferred
+            if level.name in rates and rates[level.name].dim() > 1 and level.kind == "gaussian"
+        ]
+        return Posterior(
+            torch.cat(means, dim=1),
+            torch.cat(variances, dim=1) if len(variances) == len(means) else None,
+            torch.cat(per_latent, dim=1) if len(per_latent) == len(means) else None,
+        )
 
     def decode(self, z_BD: Tensor) -> Tensor:
-        """The expected image E[x|z], (B, C, H, W)."""
-        raise NotImplementedError
+        """The expected image E[x|z], (B, C, H, W); noise that is not in the table stands at its prior's mode."""
+        return self.image(self.complete(self.unflatten(z_BD)))
 
     def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: Hyper) -> Tensor:
-        """-log p(x|z) in nats, (B,)."""
-        raise NotImplementedError
+        """-log p(x|z) in nats, (B,), of a model with a likelihood."""
+        found = self.log_prob(x_BCHW, self.complete(self.unflatten(z_BD)), hyper)
+        assert found is not None, f"{self.config.name} has no likelihood"
+        return -found
 
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
-        """n draws from p(z), (n, D), standard deviations scaled by `temperature`; ConfigError if there is no prior."""
-        raise NotImplementedError
+    @property
+    def standard_prior(self) -> bool:
+        """Whether all there is is one level under N(0, I): what the variance law and tests of moments speak of."""
+        return len(self.levels) == 1 and self.levels[0].standard
 
     @property
     def device(self) -> torch.device:
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return torch.device("cpu")
-
-    def latent_names(self) -> list[str]:
-        """`z0 z1 ...`; with several groups `group.0 group.1 ...`."""
-        if len(self.groups) == 1:
-            return [f"z{d}" for d in range(next(iter(self.groups.values())))]
-        return [f"{group}.{d}" for group, size in self.groups.items() for d in range(size)]
 
 
 class NetConfig(ModelConfig):
@@ -148,7 +361,7 @@ class NetConfig(ModelConfig):
 
     latent_dim: Width = 10
     likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()
-    net: nets.NetConfig = nets.MlpConfig()
+    net: coders.NetConfig = coders.MlpConfig()
     output_bias: Literal["data", "default"] = "data"
 
 
@@ -160,9 +373,9 @@ class NetModel(Model):
 
     def __init__(self, config: NetConfig, info: DataInfo) -> None:
         super().__init__(config, info)
-        self.groups = {"z": config.latent_dim}
+        self.levels = (Level("z", (config.latent_dim,), "point"),)
         n_out = self.outputs_per_latent * config.latent_dim
-        self.encoder, self.decoder = nets.build(config.net, info.shape, n_out, config.latent_dim)
+        self.encoder, self.decoder = coders.build(config.net, info.shape, n_out, config.latent_dim)
         self.likelihood = likelihoods.build(config.likelihood)
 
     def begin(self, train: Split) -> None:
@@ -174,13 +387,17 @@ class NetModel(Model):
                 seen += len(batch.x_BCHW)
                 if seen >= 10_000:
                     break
-            nets.set_output_bias(self.decoder, self.likelihood.raw(sums / seen))
+            coders.set_output_bias(self.decoder, self.likelihood.raw(sums / seen))
 
-    def decode(self, z_BD: Tensor) -> Tensor:
-        return self.likelihood.mean(self.network(self.decoder, z_BD))
+    def out(self, z_BD: Tensor) -> Tensor:
+        """The decoder's raw output, which the likelihood reads, (B, C, H, W)."""
+        return self.network(self.decoder, z_BD)
 
-    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: Hyper) -> Tensor:
-        return -self.likelihood.log_prob(x_BCHW, self.network(self.decoder, z_BD), hyper)
+    def image(self, values: Values) -> Tensor:
+        return self.likelihood.mean(self.out(values["z"]))
+
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor:
+        return self.likelihood.log_prob(x_BCHW, self.out(values["z"]), hyper)
 
 
 class GaussianVAE(NetModel):
@@ -191,28 +408,37 @@ class GaussianVAE(NetModel):
 
     outputs_per_latent = 2
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
+    def __init__(self, config: NetConfig, info: DataInfo) -> None:
+        super().__init__(config, info)
+        self.levels = (Level("z", (config.latent_dim,), standard=True),)
+
+    def features(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, logvar) of q(z|x), (B, D) each."""
         mean_BD, logvar_BD = self.network(self.encoder, x_BCHW).chunk(2, dim=1)
-        logvar_BD = objective.clamp_logvar(logvar_BD)
-        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
+        return mean_BD, terms.clamp_logvar(logvar_BD)
 
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
-        return temperature * torch.randn(n, self.config.latent_dim, device=self.device)
+    def q(self, level: str, features: tuple[Tensor, Tensor], given: Values) -> Distribution:
+        return distributions.Gaussian(*features)
 
-    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Tensor]:
-        """The weighted scalars added to the reconstruction, by the name under which they are logged."""
+    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
+        """The terms added to the reconstruction, by the name under which they are logged; `kl` is logged anyway."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch, hyper: Hyper, phase: str = "main") -> dict[str, Tensor]:
+    # Training and the flat table, without a detour through distributions.
+
+    def posterior(self, x_BCHW: Tensor) -> Posterior:
+        mean_BD, logvar_BD = self.features(x_BCHW)
+        return Posterior(mean_BD, logvar_BD, terms.kl_normal(mean_BD, logvar_BD))
+
+    def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         q = self.posterior(batch.x_BCHW)
-        assert q.kl_BD is not None
-        z_BD = q.sample()
-        recon = self.nll(batch.x_BCHW, z_BD, hyper).mean()
+        assert q.logvar_BD is not None and q.kl_BD is not None
+        z_BD = terms.reparameterize(q.mean_BD, q.logvar_BD)
+        recon = -self.likelihood.log_prob(batch.x_BCHW, self.out(z_BD), hyper).mean()
         kl = q.kl_BD.sum(dim=1).mean()
-        penalties = self.penalty(q, z_BD, hyper)
-        loss = torch.stack([recon, *penalties.values()]).sum()
-        return {"loss": loss, "recon": recon, "kl": kl, "elbo": -(recon + kl), **penalties}
-
-
-class NoPrior(ConfigError):
-    """Sampling was asked of a model that has no distribution over its latents."""
+        return {
+            "recon": Term(recon),
+            "kl": Term(kl, None),
+            **self.penalty(q, z_BD, hyper),
+            "elbo": Term(-(recon + kl), None),
+        }

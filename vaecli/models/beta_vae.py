@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
-from vaecli.objectives import terms as objective
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
+from vaecli.objectives import terms
 from vaecli.settings.schedules import Weight
 
 
@@ -47,14 +47,17 @@ class Model(GaussianVAE):
         """The weight of the KL, whichever way it was given."""
         if self.config.beta_norm is None:
             return hyper["beta"]
-        return objective.beta_from_norm(hyper["beta_norm"], self.config.latent_dim, self.info.pixels)
+        return terms.beta_from_norm(hyper["beta_norm"], self.config.latent_dim, self.info.pixels)
 
-    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Tensor]:
+    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None
-        return {"beta_kl": self.beta(hyper) * q.kl_BD.sum(dim=1).mean()}
+        return {"kl": Term(q.kl_BD.sum(dim=1).mean(), self.beta(hyper))}
+
+    def kl_weight(self, hyper: Hyper) -> float:
+        return self.beta(hyper)
 
     def objective_text(self, hyper: Hyper) -> str:
         beta = self.beta(hyper)
-        norm = objective.norm_from_beta(beta, self.config.latent_dim, self.info.pixels)
+        norm = terms.norm_from_beta(beta, self.config.latent_dim, self.info.pixels)
         weight = f"beta = {beta:.4g} (beta_norm = {norm:.3g})"
-        return f"minimise recon + beta KL; {weight}; {self.likelihood.text(hyper)}; {objective.UNITS}"
+        return f"minimise recon + beta KL; {weight}; {self.likelihood.text(hyper)}; {terms.UNITS}"

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior
-from vaecli.objectives import terms as objective
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
+from vaecli.objectives import terms
 
 
 class Config(NetConfig):
@@ -23,9 +23,12 @@ class Model(GaussianVAE):
 
     config: Config
 
-    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Tensor]:
+    def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None
-        return {"kl": q.kl_BD.sum(dim=1).mean()}
+        return {"kl": Term(q.kl_BD.sum(dim=1).mean())}
+
+    def kl_weight(self, hyper: Hyper) -> float:
+        return 1.0
 
     def objective_text(self, hyper: Hyper) -> str:
-        return f"minimise recon + KL; {self.likelihood.text(hyper)}; {objective.UNITS}"
+        return f"minimise recon + KL; {self.likelihood.text(hyper)}; {terms.UNITS}"

@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from vaecli.objectives import terms as objective
+from vaecli.objectives import terms
 from vaecli.settings import schedules
 from vaecli.settings.schedules import Scalar
 from vaecli.settings.section import Section
@@ -91,7 +91,7 @@ class Bernoulli(Likelihood):
         return mean.clamp(0.001, 0.999).logit()  # the bounds of Burda et al.'s code
 
     def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
-        return objective.bernoulli_log_prob(x_BCHW, out_BCHW)
+        return terms.bernoulli_log_prob(x_BCHW, out_BCHW)
 
     def text(self, hyper: Mapping[str, float]) -> str:
         return "Bernoulli likelihood"
@@ -111,7 +111,7 @@ class Gaussian(Likelihood):
         return hyper["likelihood.sigma"]
 
     def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
-        return objective.gaussian_log_prob(x_BCHW, out_BCHW, self.sigma(x_BCHW, out_BCHW, hyper))
+        return terms.gaussian_log_prob(x_BCHW, out_BCHW, self.sigma(x_BCHW, out_BCHW, hyper))
 
     def text(self, hyper: Mapping[str, float]) -> str:
         return f"Gaussian likelihood, sigma = {hyper['likelihood.sigma']:.4g}"

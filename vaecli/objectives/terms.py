@@ -67,12 +67,12 @@ def gaussian_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, sigma: float | Tensor) 
 # ---- weights of the KL
 
 
-def capacity(kl_mean: Tensor, c: float, gamma: float) -> Tensor:
-    """gamma |KL - C| with the KL already averaged over the batch (Burgess et al. 2018, eq. 8).
+def capacity(kl_mean: Tensor, c: float) -> Tensor:
+    """|KL - C| with the KL already averaged over the batch (Burgess et al. 2018, eq. 8, where it weighs gamma).
 
     The absolute value is taken of the mean, not averaged over images: single images may carry more or less than C.
     """
-    return gamma * (kl_mean - c).abs()
+    return (kl_mean - c).abs()
 
 
 def beta_from_norm(beta_norm: float, latent_dim: int, pixels: int) -> float:
