@@ -109,9 +109,7 @@ class OneFactorVaries:
     def __init__(self, labels_NK: Tensor, seed: int, batch_size: int, weights: Sequence[float]) -> None:
         self.labels, self.seed, self.batch_size = labels_NK.cpu(), seed, batch_size
         if len(weights) != labels_NK.shape[1] or bool((self.labels < 0).any()):
-            raise ConfigError(
-                "batches in which one factor varies need the labels of every image, and a weight a factor"
-            )
+            raise ConfigError("batches of one varying factor need the labels of every image, and a weight a factor")
         self.weights = torch.tensor(list(weights), dtype=torch.float64)
         sizes = (self.labels.max(dim=0).values + 1).tolist()
         self._groups: list[tuple[Tensor, Tensor]] = []  # of each factor: images sorted by the others, where each starts

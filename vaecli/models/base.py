@@ -182,11 +182,11 @@ class Model(nn.Module):
     def begin(self, train: Split) -> None:
         """Called once before the first step of a run that starts from no other's weights."""
 
-    def due(self, step: int) -> bool:
-        """Whether there is work before `step` (`prepare`): at the start of an epoch, of a stage, ..."""
+    def due(self, step: int, stage: str = "main") -> bool:
+        """Whether there is work before `step` of a stage (`prepare`): at its start, at the start of an epoch, ..."""
         return False
 
-    def prepare(self, step: int, train: Split) -> None:
+    def prepare(self, step: int, stage: str, train: Split) -> None:
         """Work between steps, a function of weights and step alone: it comes after saving, so that a resumed run
         repeats it."""
 
@@ -283,7 +283,7 @@ class Model(nn.Module):
         return tuple(level for level in self.levels if level.inferred)
 
     def latent_names(self, levels: Sequence[Level] | None = None) -> list[str]:
-        """Of the levels inferred, or of those given: `z0 z1 ...` for a model of one level, else `level.0 level.1 ...`"""
+        """Of the levels inferred, or those given: `z0 z1 ...` for a model of one level, else `level.0 level.1 ...`."""
         levels = self.inferred if levels is None else levels
         mark = "" if len(self.levels) == 1 else "."
         return [f"{level.name}{mark}{d}" for level in levels for d in range(level.size)]
@@ -350,6 +350,26 @@ class Model(nn.Module):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return torch.device("cpu")
+
+
+def total(parts: Mapping[str, Term]) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """What is minimised, the sum of weight * mean over the terms, and all that is logged: it, the means as they are,
+    and `NAME.weight` where a weight is not 1."""
+    loss: Tensor | None = None
+    logged: dict[str, Tensor | float] = {}
+    for name, term in parts.items():
+        mean = term.value if term.value.dim() == 0 else term.value.mean()
+        logged[name] = mean
+        if term.weight is None:
+            continue
+        if isinstance(term.weight, (int, float)) and term.weight == 1:
+            part = mean
+        else:
+            part = term.weight * mean
+            logged[f"{name}.weight"] = term.weight
+        loss = part if loss is None else loss + part
+    assert loss is not None, "an objective needs a term that weighs something"
+    return loss, {"loss": loss, **logged}
 
 
 class NetConfig(ModelConfig):

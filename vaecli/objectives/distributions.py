@@ -99,24 +99,24 @@ class UniformIndices(td.Distribution):
         return torch.randint(self.codes, (*sample_shape, *self.shape), device=self.device)
 
 
-@td.register_kl(Gaussian, Gaussian)
+@td.register_kl(Gaussian, Gaussian)  # type: ignore[no-untyped-call, untyped-decorator]
 def _kl_gaussians(q: Gaussian, p: Gaussian) -> Tensor:
     """0.5 (d^2 / s_p^2 + r - 1 - log r) with r the ratio of variances; expm1 keeps the digits where they agree."""
     log_ratio = q.logvar - p.logvar
     return 0.5 * ((q.loc - p.loc).square() * torch.exp(-p.logvar) + torch.expm1(log_ratio) - log_ratio)
 
 
-@td.register_kl(Gaussian, Standard)
+@td.register_kl(Gaussian, Standard)  # type: ignore[no-untyped-call, untyped-decorator]
 def _kl_to_standard(q: Gaussian, p: Standard) -> Tensor:
     return terms.kl_normal(q.loc, q.logvar)
 
 
-@td.register_kl(Indices, UniformIndices)
+@td.register_kl(Indices, UniformIndices)  # type: ignore[no-untyped-call, untyped-decorator]
 def _kl_indices(q: Indices, p: UniformIndices) -> Tensor:
     return torch.full(q.index.shape, math.log(p.codes), device=q.index.device)
 
 
-# ------------------------------------------------------------------------------------------- what is asked of any of them
+# ----------------------------------------------------------------------------------------- what is asked of any of them
 
 
 def exact_moments(q: td.Distribution) -> bool:
@@ -162,7 +162,8 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     NotImplementedError for a temperature where neither is meant by anything.
     """
     if temperature == 1.0:
-        return q.rsample() if q.has_rsample else q.sample()
+        drawn: Tensor = q.rsample() if q.has_rsample else q.sample()  # type: ignore[no-untyped-call]
+        return drawn
     if temperature == 0.0:
         return mode(q)
     if isinstance(q, td.Independent):
@@ -170,7 +171,8 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     if isinstance(q, (td.Normal, td.Uniform)):
         return q.mean + temperature * (q.rsample() - q.mean)
     if isinstance(q, td.OneHotCategorical):
-        return td.OneHotCategorical(logits=q.logits / temperature, validate_args=False).sample()
+        tempered = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)  # type: ignore[no-untyped-call]
+        return tempered.sample()
     if isinstance(q, td.MixtureSameFamily):
         chosen = q.mixture_distribution.sample()
         centres, drawn = q.component_distribution.mean, q.component_distribution.sample()
@@ -194,7 +196,7 @@ def moments(q: td.Distribution, draws: int = MOMENT_DRAWS) -> tuple[Tensor, Tens
         return q.probs, q.probs * (1 - q.probs)
     if not isinstance(q, td.TransformedDistribution):
         return q.mean, q.variance
-    base = q.base_dist.base_dist if isinstance(q.base_dist, td.Independent) else q.base_dist
+    base: Any = q.base_dist.base_dist if isinstance(q.base_dist, td.Independent) else q.base_dist
     generator = torch.Generator().manual_seed(20_160_615)
     shape = base.loc.shape[1:]
     half = torch.randn(draws // 2, *shape, generator=generator).to(base.loc)
