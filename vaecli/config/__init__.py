@@ -28,7 +28,8 @@ MAX_MISTAKES = 20  # of one section, that are listed
 
 
 class TrainConfig(Section):
-    steps: Count = 20_000
+    # As a mapping from the model's stages to numbers they are trained one after the other, else all of them at once.
+    steps: Count | dict[str, PositiveInt] = 20_000
     batch_size: PositiveInt = 64
     log_every: PositiveInt = 100
     eval_every: PositiveInt = 5_000
@@ -37,6 +38,11 @@ class TrainConfig(Section):
     keep: PositiveInt = 2  # checkpoints kept, newest first
     fast: bool = True  # the faster equivalents of vaecli.fast, where they work
     precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages together."""
+        return sum(self.steps.values()) if isinstance(self.steps, dict) else self.steps
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the objective, () or (B,): the trainer minimises the sum of weight * mean. It logs the mean as it is,
-    and the weight where that is neither 1 nor None, which stands for a number that is logged only."""
+    """A part of the objective, () or (B,): the trainer minimises the sum of weight * mean, and logs both the mean as it
+    is and the weight. A weight of None stands for a number that is logged only."""
 
     value: Tensor
     weight: float | None = 1.0  # a tensor of one number in recorded steps
@@ -123,6 +123,7 @@ class Model(nn.Module):
     `uses_labels`      whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
     `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
+    `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
     """
 
@@ -130,6 +131,7 @@ class Model(nn.Module):
     uses_labels: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, info: DataInfo) -> None:
         super().__init__()
@@ -154,9 +156,8 @@ class Model(nn.Module):
     # ---- training
 
     def players(self, optim: OptimConfig) -> list[Player]:
-        """In the order in which a step updates them, `optim` being the section of that name. Of a model without steps
-        there are none: it is fitted by `fit`."""
-        return [Player("main", list(self.parameters()), optim)]
+        """In the order in which a step updates them, `optim` being the section of that name; none in closed form."""
+        return [] if self.closed_form else [Player("main", list(self.parameters()), optim)]
 
     def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         """The terms of a player's objective, and whatever else is to be logged."""
@@ -191,7 +192,7 @@ class Model(nn.Module):
         repeats it."""
 
     def fit(self, train: Split, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
-        """Fit a model without players, once, telling `progress` of the images seen. When `stop()` says so the fit is
+        """Fit a model in closed form, once, telling `progress` of the images seen. When `stop()` says so the fit is
         finished with what has been seen so far; InputError where that is not enough."""
 
     # ---- the distributions
@@ -354,7 +355,7 @@ class Model(nn.Module):
 
 def total(parts: Mapping[str, Term]) -> tuple[Tensor, dict[str, Tensor | float]]:
     """What is minimised, the sum of weight * mean over the terms, and all that is logged: it, the means as they are,
-    and `NAME.weight` where a weight is not 1."""
+    and as `NAME.weight` what each weighs."""
     loss: Tensor | None = None
     logged: dict[str, Tensor | float] = {}
     for name, term in parts.items():
@@ -362,11 +363,8 @@ def total(parts: Mapping[str, Term]) -> tuple[Tensor, dict[str, Tensor | float]]
         logged[name] = mean
         if term.weight is None:
             continue
-        if isinstance(term.weight, (int, float)) and term.weight == 1:
-            part = mean
-        else:
-            part = term.weight * mean
-            logged[f"{name}.weight"] = term.weight
+        logged[f"{name}.weight"] = term.weight
+        part = mean if isinstance(term.weight, (int, float)) and term.weight == 1 else term.weight * mean
         loss = part if loss is None else loss + part
     assert loss is not None, "an objective needs a term that weighs something"
     return loss, {"loss": loss, **logged}

@@ -3,20 +3,21 @@
 A small model's step is some fifty kernels that take less time than their launches. Here everything that changes from
 step to step is a tensor on the device: the rows of the batch, scheduled numbers, learning rates (a window of steps is
 uploaded at once), the sums that are logged, and whether all was finite. So one step can be recorded and replayed, and
-the host reads the device only at boundaries. `StaticSteps` computes what `trainer.update` computes, in the same order,
+the host reads the device only at boundaries. `StaticSteps` computes what `update` computes, in the same order,
 from the same noise; unrecorded it runs on any device, which is how it is tested where there is no GPU.
 """
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaecli import device
 from vaecli.batch import Batch
 from vaecli.config import RunConfig
 from vaecli.data.base import Stream
-from vaecli.models.base import Model
+from vaecli.models.base import Model, Player, total
 from vaecli.settings import schedules
 from vaecli.settings.optim import Adagrad, Adam, AdamW
 
@@ -26,9 +27,10 @@ AHEAD = 100  # steps launched before the host looks at signals, or at the other 
 
 def obstacle(model: Model, config: RunConfig) -> str | None:
     """Why the steps of this run cannot be recorded, or None as far as can be told beforehand."""
-    if len(model.phases) > 1:
-        return f"{config.model.name} has several optimizers"
-    optim = model.optimizers(config.optim)[model.phases[0]][1]
+    players = model.players(config.optim)
+    if len(players) > 1 or players[0].updates > 1 or players[0].batches > 1 or isinstance(config.train.steps, dict):
+        return f"{config.model.name} has several players, updates or stages"
+    optim = players[0].optim
     if isinstance(optim, Adagrad):
         if not _constant(optim.lr) or optim.lr_decay > 0 or optim.weight_decay != 0:
             return "adagrad with weight decay or a learning rate that changes cannot be recorded"
@@ -75,38 +77,42 @@ class CannotRecord(RuntimeError):
 class StaticSteps:
     """A run's steps from one set of tensors that stay where they are.
 
-    On CUDA the first `launch` records the step; before it some steps must have been made by `trainer.update`, so that
+    On CUDA the first `launch` records the step; before it some steps must have been made by `update`, so that
     libraries have chosen their kernels and optimizers made their state.
     """
 
     def __init__(
-        self, model: Model, config: RunConfig, stream: Stream, optimizers: dict[str, tuple[torch.optim.Optimizer, Any]]
+        self, model: Model, config: RunConfig, stream: Stream, player: Player, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.model, self.config, self.stream, self.optimizers = model, config, stream, optimizers
+        self.model, self.config, self.stream = model, config, stream
+        self.player, self.optimizer = player, optimizer
         where = model.device
-        self.moving = schedules.moving(config.model)
+        self.moving = schedules.moving(config.model)  # and what a model's own `hyper` turns out to move, see _upload
+        self.constant = model.hyper(0)
         self.generator = torch.Generator(where)
-        columns = len(self.moving) + len(optimizers)
         self.rows = torch.zeros(WINDOW, config.train.batch_size, dtype=torch.int64, device=where)
-        self.numbers = torch.zeros(WINDOW, columns, dtype=torch.float32, device=where)
+        self.numbers = torch.zeros(WINDOW, len(self.moving) + 1, dtype=torch.float32, device=where)
         self.position = torch.zeros(1, dtype=torch.int64, device=where)
         self.alive = torch.ones((), dtype=torch.bool, device=where)  # until something is not finite
         self.done = torch.zeros((), dtype=torch.int64, device=where)  # steps made while alive
         self.sums = {name: torch.zeros((), dtype=torch.float64, device=where) for name in self._names()}
-        self.lrs = {phase: torch.zeros((), device=where) for phase in optimizers}
+        self.fixed: dict[str, float] = {}  # what the loss reports as plain numbers: the weights that do not move
+        self.lr = torch.zeros((), device=where)
         self._uploaded = (0, 0)  # the steps that the tables hold: from, until
         self.graph: Any = None
         self._side: Any = torch.cuda.Stream(where) if where.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def _names(self) -> list[str]:
-        """What the loss reports, found out in evaluation mode, where nothing changes."""
-        batch, names = self.stream.read(self.stream.indices(0)[:2]), []
+        """What the loss reports as tensors, found out in evaluation mode, where nothing changes."""
+        batch = self.stream.read(self.stream.indices(0)[:2])
         self.model.eval()
         with torch.no_grad():
-            for phase in self.optimizers:
-                prefix = "" if phase == self.model.phases[0] else f"{phase}."
-                names += [prefix + name for name in (*self.model.loss(batch, self.model.hyper(0), phase), "grad_norm")]
-        return names
+            logged = total(self.model.loss(batch, self._hyper(self.numbers[0]), self.player.name))[1]
+        return [*(name for name, value in logged.items() if isinstance(value, Tensor)), "grad_norm"]
+
+    def _hyper(self, numbers: Tensor) -> dict[str, Any]:
+        """The hyper-parameters of a step whose row of the table this is."""
+        return {**self.constant, **{name: numbers[i] for i, name in enumerate(self.moving)}}
 
     # ---- one step
 
@@ -115,24 +121,27 @@ class StaticSteps:
         row_B = self.rows.index_select(0, self.position).squeeze(0)
         numbers = self.numbers.index_select(0, self.position).squeeze(0)
         batch: Batch = self.stream.read(row_B)
-        hyper: dict[str, Any] = self.model.hyper(0)
-        hyper.update({name: numbers[i] for i, name in enumerate(self.moving)})
-        for i, (phase, (optimizer, optim)) in enumerate(self.optimizers.items(), start=len(self.moving)):
-            self.lrs[phase].copy_(numbers[i])
-            self.model.zero_grad(set_to_none=True)
-            terms = self.model.loss(batch, hyper, phase)
-            torch.autograd.backward(terms["loss"])
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            values = {name: value.detach() for name, value in {**terms, "grad_norm": norm}.items()}
-            finite = torch.stack([v.float() for v in values.values()]).isfinite().all()
-            self.alive.logical_and_(finite)
-            if optim.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, optim.grad_clip, norm)
-            self._move(optimizer, parameters)
-            prefix = "" if phase == self.model.phases[0] else f"{phase}."
-            for name, value in values.items():
-                self.sums[prefix + name].add_(torch.where(self.alive, value.double(), 0.0))
+        self.lr.copy_(numbers[-1])
+        buffers = [b for b in self.model.buffers() if b.numel() > 0]
+        kept = [b.clone() for b in buffers]  # running statistics move in the forward pass
+        self.model.zero_grad(set_to_none=True)
+        loss, logged = total(self.model.loss(batch, self._hyper(numbers), self.player.name))
+        torch.autograd.backward(loss)
+        optimizer, optim = self.optimizer, self.player.optim
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = {**logged, "grad_norm": norm}
+        tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+        finite = torch.stack([v.float() for v in tensors.values()]).isfinite().all()
+        self.alive.logical_and_(finite)
+        if optim.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, schedules.at(optim.grad_clip, 0), norm)
+        self._move(optimizer, parameters)
+        for buffer, old in zip(buffers, kept, strict=True):
+            buffer.copy_(torch.where(self.alive, buffer, old))
+        for name, tensor in tensors.items():
+            self.sums[name].add_(torch.where(self.alive, tensor.double(), 0.0))
+        self.fixed = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
         self.done.add_(self.alive)
         self.position.add_(1)
 
@@ -160,9 +169,8 @@ class StaticSteps:
             self._upload(step)
         until = min(until, self._uploaded[1])
         self.model.train()
-        for phase, (optimizer, optim) in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = optim.lr if isinstance(optimizer, torch.optim.Adagrad) else self.lrs[phase]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.player.optim.lr if isinstance(self.optimizer, torch.optim.Adagrad) else self.lr
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream())
             if self.graph is None:
@@ -178,12 +186,23 @@ class StaticSteps:
         return until
 
     def _upload(self, step: int) -> None:
-        steps = range(step, min(step + WINDOW, self.config.train.steps))
-        groups = [optim for _, optim in self.optimizers.values()]
-        numbers = []
-        for now in steps:
-            hyper = self.model.hyper(now) if self.moving else {}
-            numbers.append([hyper[n] for n in self.moving] + [schedules.at(optim.lr, now) for optim in groups])
+        steps = range(step, min(step + WINDOW, self.config.train.total_steps))
+        own = type(self.model).hyper is not Model.hyper
+        every = [self.model.hyper(now) if self.moving or own else self.constant for now in steps]
+        found = [
+            n for n, number in self.constant.items() if n not in self.moving and any(h[n] != number for h in every)
+        ]
+        if found:  # a schedule that the model computes by itself: it must not stay at the number that was recorded
+            self.moving += found
+            self.numbers = self.numbers.new_zeros(WINDOW, len(self.moving) + 1)
+            self.graph = None
+            self.sums.update(
+                {n: torch.zeros_like(self.done, dtype=torch.float64) for n in self._names() if n not in self.sums}
+            )
+        numbers = [
+            [h[n] for n in self.moving] + [schedules.at(self.player.optim.lr, s)]
+            for h, s in zip(every, steps, strict=True)
+        ]
         with torch.cuda.stream(self._side):
             self.rows[: len(steps)].copy_(torch.stack([self.stream.indices(now) for now in steps]))
             self.numbers[: len(steps)].copy_(torch.tensor(numbers, dtype=torch.float32))
@@ -206,16 +225,14 @@ class StaticSteps:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
             self._count_on_host(-1)  # the recording itself went through Adagrad's count
-            for optimizer, _ in self.optimizers.values():
-                optimizer.found_inf = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]
         self.graph = graph
 
     def _count_on_host(self, steps: int) -> None:
         """Adagrad counts its steps on the host, which takes no part in a replay."""
-        for optimizer, _ in self.optimizers.values():
-            for entry in optimizer.state.values():
-                if isinstance(optimizer, torch.optim.Adagrad):
-                    entry["step"] += steps
+        if isinstance(self.optimizer, torch.optim.Adagrad):
+            for entry in self.optimizer.state.values():
+                entry["step"] += steps
 
     def collect(self) -> tuple[dict[str, float], int, bool]:
         """Sums of the logged scalars since the last call, the good steps among them, and whether all was finite.
@@ -224,12 +241,13 @@ class StaticSteps:
         """
         if self._side is not None:
             self._side.synchronize()
-        sums = {name: float(total) for name, total in self.sums.items()}
         done, alive = int(self.done), bool(self.alive)
+        sums = {name: float(found) for name, found in self.sums.items()}
+        sums |= {name: value * done for name, value in self.fixed.items()}
         if self.graph is not None:
             self._count_on_host(done)
-        for total in self.sums.values():
-            total.zero_()
+        for found in self.sums.values():
+            found.zero_()
         self.done.zero_()
         self.alive.fill_(True)
         return sums, done, alive

@@ -6,7 +6,7 @@ from typing import Any
 
 from vaecli import output
 from vaecli.config import RunConfig
-from vaecli.training.trainer import TrainState
+from vaecli.training.state import TrainState
 
 
 class Meter:
@@ -14,7 +14,7 @@ class Meter:
 
     def __init__(self, config: RunConfig, state: TrainState, started: float, live: bool = True) -> None:
         self._live = live  # a terminal can show one bar, not one for each of several runs
-        self._total = config.train.steps
+        self._total = state.last
         self._batch = config.train.batch_size
         self._first = state.step
         self._started = started
@@ -78,12 +78,15 @@ class Meter:
 
     def _line(self, means: Mapping[str, float]) -> str:
         shown = [f"{k} {means[k]:.2f}" for k in ("elbo", "recon", "kl") if k in means]
-        others = [f"{k} {v:.2f}" for k, v in means.items() if k not in ("elbo", "recon", "kl", "loss", "grad_norm")]
+        known = ("elbo", "recon", "kl", "loss", "grad_norm")
+        others = [
+            f"{k} {v:.3g}" for k, v in means.items() if k not in known and not k.endswith((".weight", "grad_norm"))
+        ]
         return "  ".join(
             [
                 *(shown or [f"loss {means.get('loss', float('nan')):.2f}"]),
+                *(["nats"] if shown else []),
                 *others,
-                "nats",
                 f"{self.rate():,.0f} images/s",
             ]
         )

@@ -1,0 +1,146 @@
+"""What a training says before it starts: the banner, the dry run, and what cannot work refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaecli import config as configs
+from vaecli import data, device, models, output
+from vaecli.batch import DataInfo
+from vaecli.config import RunConfig
+from vaecli.data.base import Dataset
+from vaecli.errors import ConfigError, MachineError
+from vaecli.models.base import Level, Model
+from vaecli.settings import schedules
+from vaecli.training import state, steps
+from vaecli.training.placing import ready, to_device
+
+
+def check(model: Model, config: RunConfig, dataset: Dataset) -> None:
+    """ConfigError where labels, stages or the order of batches do not fit the model and the data."""
+    info, uses_labels = dataset.info, model.uses_labels
+    if config.data.labelled is not None and not uses_labels:
+        raise ConfigError(f"data.labelled is set, but {config.model.name} uses no labels", "leave data.labelled out")
+    if uses_labels and not info.factor_names:
+        raise ConfigError(f"{config.model.name} needs labels, but {info.name} has none", "take data with labels")
+    if model.players(config.optim):
+        state.stages(model, config)
+        model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
+
+
+def check_disk(parent: Path, model: Model, config: RunConfig) -> None:
+    """Refuse to start where the checkpoints visibly cannot fit."""
+    there = parent
+    while not there.exists():
+        there = there.parent
+    free, needed = shutil.disk_usage(there).free, (config.train.keep + 2) * checkpoint_bytes(model)
+    if free < needed:
+        raise MachineError(
+            f"{parent}: {free / 1e9:.2f} GB free, but the run's checkpoints may take {needed / 1e9:.2f} GB",
+            "free some space, choose another --runs-dir, or set train.keep=1",
+        )
+
+
+def checkpoint_bytes(model: Model) -> int:
+    weights: int = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    return 3 * weights + 100_000  # the weights and, with Adam, two tensors a weight
+
+
+def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, Any]:
+    """Everything short of the work: resolve, look at the data, build the model, try some steps, and say what would
+    happen and what it would take.
+    """
+    dataset = to_device(data.load(config.data), where)
+    with torch.device("meta"):
+        model = models.build(config.model, dataset.info)
+    check(model, config, dataset)
+    check_disk(target.parent, model, config)
+    parameters = sum(p.numel() for p in model.parameters())
+    banner(model, config, dataset, where)
+    size = checkpoint_bytes(model)
+    all_steps = state.stages(model, config)[-1].end
+    facts = {
+        "schema": 1,
+        "run": str(target),
+        "parameters": parameters,
+        "steps": all_steps,
+        "checkpoint_bytes": size,
+        "device": str(where),
+        "config": config.to_tree(),
+    }
+    if all_steps:
+        model = ready(models.build(config.model, dataset.info), config, where)
+        order = model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
+        seconds, memory = steps.probe(model, config, dataset.stream(config.seed, config.train.batch_size, order))
+        facts |= {"seconds": seconds * all_steps, "peak_bytes": memory}
+        output.notice(
+            f"probe      {config.train.batch_size / seconds:,.0f} images/s: {_hours(seconds * all_steps)} for "
+            f"{all_steps:,} steps, without evaluations; memory {memory / 1e9:.2f} GB at the peak"
+        )
+    output.notice(f"dry run: no run was made; a checkpoint would take about {size / 1e6:.1f} MB")
+    return facts
+
+
+def _hours(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.device) -> None:
+    info: DataInfo = dataset.info
+    parameters = sum(p.numel() for p in model.parameters())
+    train, held_out = len(dataset.split("train")), dataset.split("val")
+    held = f"{len(held_out):,} held out" if held_out.name == "val" else "none held out"
+    net = getattr(getattr(config.model, "net", None), "name", None)
+    optim = config.optim
+    output.notice(
+        f"model      {config.model.name}: {' + '.join(map(_level_text, model.levels))}, "
+        f"{parameters:,} parameters" + (f", net {net}" if net else "")
+    )
+    output.notice(f"objective  {model.objective_text(model.hyper(0))}")
+    for key, _ in configs.flat({"model": config.model.model_dump(), "optim": config.optim.model_dump()}):
+        if key.endswith(".schedule"):
+            output.notice(f"schedule   {key.removesuffix('.schedule')}: {_schedule_text(config, key)}")
+    output.notice(
+        f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
+        f"{info.source.get('kind', 'as given')}"
+    )
+    players = model.players(optim)
+    if not players:
+        output.notice(f"training   fitted in closed form, seed {config.seed}, {device.describe(where)}")
+    else:
+        all_steps = state.stages(model, config)[-1].end
+        epochs = all_steps * config.train.batch_size / train
+        lr = f"{schedules.at(optim.lr, 0):g}"
+        output.notice(
+            f"training   {all_steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
+            f"{optim.name} lr {lr}, {config.train.precision}, seed {config.seed}, {device.describe(where)}"
+        )
+    if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
+        output.notice(
+            "note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density"
+        )
+
+
+def _level_text(level: Level) -> str:
+    """`10 latents`, `codes 7x7 of 512`, `labels 10`, `noise 62`."""
+    if level.kind == "codes":
+        return f"codes {'x'.join(map(str, level.shape))} of {level.sizes[0]}"
+    if level.kind == "labels":
+        return f"labels {' x '.join(map(str, level.sizes))}"
+    if not level.inferred:
+        return f"noise {level.size}"
+    named = "" if level.name == "z" else f" {level.name}"
+    return f"{level.size} latents{named}"
+
+
+def _schedule_text(config: RunConfig, key: str) -> str:
+    """`linear, start 0, end 25, steps 100,000` for the schedule at a dotted key."""
+    section: Any = config.to_tree()
+    for part in key.split(".")[:-1]:
+        section = section[part]
+    return ", ".join(f"{name} {value}" if name != "schedule" else str(value) for name, value in section.items())

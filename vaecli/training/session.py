@@ -1,0 +1,256 @@
+"""A run from its configuration to its end: started, one of several seeds, or resumed."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from json import loads as parse_json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vaecli import config as configs
+from vaecli import data, device, models, output
+from vaecli.config import RunConfig
+from vaecli.config.tree import Tree
+from vaecli.data.base import Dataset, SplitView
+from vaecli.errors import ConfigError, VaeError
+from vaecli.models.base import Model
+from vaecli.speed import graph
+from vaecli.training import banner, checkpoint, placing, rundir, seeds, trainer
+from vaecli.training.meter import Meter
+from vaecli.training.state import TrainState
+from vaecli.training.stop import Stop, memory_errors
+
+
+class Judge:
+    """What is said of a model while it is trained and at the end; nothing, unless the caller knows more."""
+
+    def concern(self, model: Model, record: Mapping[str, Any], step: int, last: int) -> str | None:
+        """A warning that an evaluation at `step` gives reason for."""
+        return None
+
+    def final(
+        self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
+    ) -> None:
+        """The last word, on stderr."""
+
+
+class Wanted(NamedTuple):
+    """What the command line says about a new run beside its configuration."""
+
+    where: torch.device
+    parent: Path
+    prefix: str
+    name: str | None
+    init_from: str | None
+    limit: float | None
+    started: float
+    force: bool
+    alone: bool
+
+
+class Resumed(NamedTuple):
+    """The same of a run that goes on."""
+
+    where: torch.device
+    limit: float | None
+    started: float
+    dry_run: bool
+
+
+def check_given(config: RunConfig, tree: Tree) -> None:
+    """ConfigError for settings of steps that were given to a model which takes none."""
+    if models.takes_steps(config.model):
+        return
+    idle = sorted(f"optim.{key}" for key in _given(tree, "optim"))
+    idle += sorted(f"train.{key}" for key in _given(tree, "train") if key not in ("eval_images", "keep", "fast"))
+    if idle:
+        raise ConfigError(
+            f"{config.model.name} is fitted in closed form and takes no steps: {', '.join(idle)} would do nothing",
+            "leave them out",
+        )
+
+
+def _given(tree: Tree, section: str) -> list[str]:
+    value = tree.values.get(section)
+    return list(value) if isinstance(value, dict) else []
+
+
+def start(config: RunConfig, wanted: Wanted, judge: Judge) -> dict[str, Any]:
+    """One new run, to its end; the record of its result."""
+    dataset = placing.to_device(data.load(config.data), wanted.where)
+    stop = Stop(wanted.limit)
+    with stop.signals():
+        return trainer.finish(_start(config, dataset, wanted, stop, judge))
+
+
+def _start(
+    config: RunConfig, dataset: Dataset, wanted: Wanted, stop: Stop, judge: Judge
+) -> Generator[None, None, dict[str, Any]]:
+    """A new run from its first step to its last."""
+    device.seed(config.seed, "init")
+    model = models.build(config.model, dataset.info)
+    banner.check(model, config, dataset)
+    placing.ready(model, config, wanted.where)
+    if wanted.init_from is not None:
+        _take_weights(model, wanted.init_from)
+    else:
+        device.seed(config.seed, "begin")
+        model.begin(dataset.training(config.seed))
+    state = TrainState.fresh(model, config)
+    banner.check_disk(wanted.parent, model, config)
+    run_dir = rundir.create(wanted.parent, f"{wanted.prefix}-s{config.seed}", wanted.name, wanted.force)
+    run_dir.write("config.yaml", configs.dump(config))
+    run_dir.status(
+        **rundir.provenance(), device=device.describe(wanted.where), data=dataset.info.source, preset=wanted.prefix
+    )
+    return (yield from _train(run_dir, model, config, state, dataset, stop, wanted.started, judge, wanted.alone))
+
+
+def start_several(
+    numbers: Sequence[int], config: RunConfig, wanted: Wanted, judge: Judge
+) -> tuple[list[dict[str, Any] | None], int]:
+    """One run for each seed. The records, in the order of the seeds (None for those that did not finish), and the first
+    exit code that is not 0."""
+    dataset = data.load(config.data)
+    ways = [dataclasses.replace(config, seed=seed) for seed in numbers]
+    if _share_the_device(config, dataset, wanted.where):
+        dataset = placing.to_device(dataset, wanted.where)
+        output.notice(f"seeds      {len(numbers)} runs take turns on {device.describe(wanted.where)}")
+        stop = Stop(wanted.limit)
+        with stop.signals():
+            names = [None if wanted.name is None else f"{wanted.name}-s{seed}" for seed in numbers]
+            each = [
+                _start(way, dataset, wanted._replace(name=name), stop, judge)
+                for way, name in zip(ways, names, strict=True)
+            ]
+            records, errors = seeds.taking_turns(each)
+        return records, errors[0].exit_code if errors else 0
+    at_once = seeds.processes_at_once(len(numbers), dataset.images.nbytes) if wanted.where.type == "cpu" else 1
+    how = f"{at_once} at a time, a process each" if at_once > 1 else "one after another"
+    output.notice(f"seeds      {len(numbers)} runs, {how}")
+    del dataset
+    commands = [(seed, [*seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in numbers]
+    texts, code = seeds.in_processes(commands, at_once)
+    return [None if text is None else parse_json(text) for text in texts], code
+
+
+def _share_the_device(config: RunConfig, dataset: Dataset, where: torch.device) -> bool:
+    """Whether several runs can be in one process: on a GPU, where each is recorded and has a stream of its own."""
+    if where.type != "cuda" or not models.takes_steps(config.model) or not config.train.fast:
+        return False
+    with torch.device("meta"):
+        model = models.build(config.model, dataset.info)
+    return graph.obstacle(model, config) is None and placing.fits(dataset, where)
+
+
+def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resumed, judge: Judge) -> dict[str, Any]:
+    """Go on with a run where it stands, with the configuration that `changed` makes of its own; the record of its
+    result. ConfigError where there is nothing to resume."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
+    one_step = path.parent.name == "checkpoints" and path.is_dir()  # named by hand: never fall back to another
+    run_path = path.resolve().parent.parent if one_step else path
+    if not (run_path / "run.json").is_file():
+        raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
+    run_dir = rundir.RunDir(run_path)
+    if one_step:
+        checkpoint.verify(path)
+    step_dir = path.resolve() if one_step else checkpoint.newest_intact(path)
+    where = options.where
+    loaded = checkpoint.load_model(step_dir / checkpoint.MODEL_FILE, where)
+    config = changed(loaded.config)
+    takes_steps = models.takes_steps(config.model)
+    if config.train.total_steps < loaded.step and takes_steps:
+        raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.total_steps:,}")
+    if not takes_steps or config.train.total_steps == loaded.step:
+        output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
+        return _record(run_path, "finished", loaded.step, {})
+    if options.dry_run:
+        output.notice(f"would resume {run_path} at step {loaded.step:,}")
+        return banner.dry_run(config, where, run_path)
+    dataset = placing.to_device(data.load(config.data, loaded.info), where)
+    model = placing.ready(loaded.model, config, where)
+    banner.check(model, config, dataset)
+    state = TrainState.fresh(model, config)
+    state.restore(*checkpoint.load_trainer(step_dir))
+    checkpoint.clean_up(run_dir.checkpoints, state.step)
+    run_dir.truncate_metrics(state.step)
+    run_dir.write("config.yaml", configs.dump(config))
+    run_dir.status(**rundir.provenance(), device=device.describe(where), resumed_at=state.step)
+    output.notice(f"resuming {run_path} at step {state.step:,}")
+    if where.type != "cpu":
+        output.notice("on this device the continuation is not bit-exact")
+    stop = Stop(options.limit)
+    with stop.signals():
+        return trainer.finish(_train(run_dir, model, config, state, dataset, stop, options.started, judge))
+
+
+def _take_weights(model: Model, path: str) -> None:
+    loaded = checkpoint.load(path, torch.device("cpu"))
+    own, given = model.state_dict(), loaded.model.state_dict()
+    differing = sorted(
+        k for k in own.keys() | given.keys() if k not in own or k not in given or own[k].shape != given[k].shape
+    )
+    if differing:
+        raise ConfigError(
+            f"--init-from {path}: its weights do not fit this model: {', '.join(differing[:5])}"
+            + (f" and {len(differing) - 5} more" if len(differing) > 5 else ""),
+            "model.latent_dim, model.net and the image shape must be the same",
+        )
+    model.load_state_dict(given)
+    output.notice(f"weights from {loaded.path} (step {loaded.step:,}); the steps count from 0")
+
+
+def _train(
+    run_dir: rundir.RunDir,
+    model: Model,
+    config: RunConfig,
+    state: TrainState,
+    dataset: Dataset,
+    stop: Stop,
+    started: float,
+    judge: Judge,
+    alone: bool = True,
+) -> Generator[None, None, dict[str, Any]]:
+    """Train in a run directory and report; yields between steps, and its value is the record of the result."""
+    banner.banner(model, config, dataset, model.device)
+    output.notice(f"run        {run_dir.path}")
+    meter = Meter(config, state, started, live=alone)
+    code, status, evaluation = 1, "failed", {}
+    try:
+        with memory_errors(config.train.batch_size, dataset.info.shape):
+            run_dir.status(status="running")
+            stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.held_out("val")
+            recorded = placing.recorded(model, config, state, stream)
+            training = dataset.training(config.seed)
+            with meter, output.progress("fitting", len(training)) if not state.players else _silent() as progress:
+                hooks = trainer.Hooks(
+                    meter.report, lambda record, step, last: judge.concern(model, record, step, last), progress
+                )
+                outcome = yield from trainer.fit(
+                    run_dir, model, config, state, stream, training, held_out, stop, hooks, recorded
+                )
+            code, status, evaluation = 0, outcome.status, outcome.evaluation
+            output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
+            judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
+    except VaeError as error:
+        code = error.exit_code
+        status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
+        run_dir.close()
+    return _record(run_dir.path, status, state.step, evaluation)
+
+
+@contextlib.contextmanager
+def _silent() -> Generator[Callable[[float], None], None, None]:
+    yield lambda images: None
+
+
+def _record(path: Path, status: str, step: int, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": 1, "run": str(path), "status": status, "step": step, "val": dict(evaluation)}
