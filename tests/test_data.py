@@ -250,7 +250,7 @@ def test_grid():
 def test_squares():
     dataset = data.load(squares.Config(name="squares"))
     assert dataset.info == DataInfo(
-        "squares", (1, 16, 16), 456, ("size", "posX", "posY"), (3, 13, 13), True, dataset.info.source
+        "squares", (1, 16, 16), 456, ("size", "posX", "posY"), (3, 13, 13), True, dataset.info.source, 507
     )
     for batch in dataset.split("all").batches(1):
         size, x, y = batch.labels_BK[0].tolist()

@@ -21,7 +21,7 @@ from vaecli.nets import coders as nets
 from vaecli.objectives import likelihoods
 from vaecli.settings.optim import OptimConfig
 from vaecli.speed import fast, native
-from vaecli.training import trainer
+from vaecli.training.state import make_optimizer
 
 NETS = {
     "higgins-fc": (nets.HigginsFcConfig(), (1, 16, 16)),
@@ -355,7 +355,7 @@ def test_optimizers_equal_torch_s_in_float64(
     torch.set_num_threads(threads)
     for dtype in (torch.float32, torch.float64):
         parameters = [nn.Parameter(t.to(dtype, copy=True)) for t in starts]
-        optimizer = trainer.make_optimizer(parameters, config)
+        optimizer = make_optimizer(parameters, config)
         if dtype == torch.float32:
             fast.quicken(optimizer)
         generator = torch.Generator().manual_seed(1)
@@ -378,7 +378,7 @@ def test_optimizers_equal_torch_s_in_float64(
 def test_a_quicker_optimizer_is_still_torch_s(kind: str) -> None:
     """Schedulers and closures work with it, autograd notices its steps, and what it has not is done by torch."""
     p = nn.Parameter(torch.ones(3))
-    optimizer = trainer.make_optimizer([p], TypeAdapter(OptimConfig).validate_python({"name": "adamw", "lr": 0.1}))
+    optimizer = make_optimizer([p], TypeAdapter(OptimConfig).validate_python({"name": "adamw", "lr": 0.1}))
     fast.quicken(optimizer)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     called = []
@@ -409,6 +409,8 @@ def test_norm_of_gradients_that_were_just_made(rows: int, black: bool, bf16: boo
     """Squares of a linear layer's gradient are summed while it is made, and again if somebody changes it."""
     kernels = native.load()
     assert kernels is not None
+    if bf16 and not kernels.has_bf16:
+        pytest.skip("this processor has no bfloat16 products")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1200, 1056), nn.ReLU(), nn.Linear(1056, 32), nn.ReLU(), nn.Linear(32, 20))
     fast.accelerate(net)

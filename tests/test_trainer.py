@@ -22,6 +22,9 @@ from vaecli.errors import ConfigError, Interrupted
 from vaecli.models.beta_vae import Model as BetaVAE
 from vaecli.settings import schedules
 from vaecli.training import rundir, trainer
+from vaecli.training.state import TrainState
+from vaecli.training.steps import update
+from vaecli.training.stop import Stop
 
 
 def records(run: str | Path, kind: str) -> list[dict[str, float]]:
@@ -315,7 +318,7 @@ def test_ignored_signals_stay_ignored(vae: Callable[..., Result]) -> None:
     """Under nohup a hang-up does not stop a run."""
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        stop = trainer.Stop()
+        stop = Stop()
         with stop.signals():
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -414,8 +417,8 @@ def test_update_minimises_what_it_logs() -> None:
     twin = models.build(config.model, dataset.info).double()
     twin.load_state_dict(model.state_dict())
     batch = dataset.stream(0, 8).batch(0)
-    state = trainer.TrainState.fresh(model, config)
-    logged = trainer.update(model, config, state, batch)
+    state = TrainState.fresh(model, config)
+    logged = update(model, config, state, batch)
     from vaecli import device
 
     device.seed(0, "step", 0)
@@ -449,8 +452,8 @@ def test_a_stop_during_an_evaluation_is_saved(what: str, tmp_path: Path, monkeyp
     config = configs.build(resolve(layers))
     dataset = data.load(config.data)
     model = models.build(config.model, dataset.info)
-    state = trainer.TrainState.fresh(model, config)
-    stop, run = trainer.Stop(), rundir.create(tmp_path, "r", what)
+    state = TrainState.fresh(model, config)
+    stop, run = Stop(), rundir.create(tmp_path, "r", what)
     plain = trainer.evaluate
 
     def evaluate(*args: Any) -> Any:
@@ -463,7 +466,7 @@ def test_a_stop_during_an_evaluation_is_saved(what: str, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     split = dataset.split("val")
-    going = trainer.fit(run, model, config, state, dataset.stream(0, 8), split, split, stop, lambda state, means: None)
+    going = trainer.fit(run, model, config, state, dataset.stream(0, 8), split, split, stop, trainer.Hooks())
     try:
         outcome = trainer.finish(going)
         assert outcome.status == ("time limit" if what == "deadline" else "finished")

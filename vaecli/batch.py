@@ -19,10 +19,10 @@ class DataInfo:
     size: int  # training images: the N of minibatch estimators of q(z)
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
-    value_names: tuple[tuple[str, ...], ...] = ()  # of each factor the names of its values, () where they have none
-    total: int = 0  # images of all splits together; 0 where a checkpoint does not tell
     binary: bool = False  # every pixel is 0 or 1
     source: dict[str, Any] = field(default_factory=dict)  # where the images came from: kind, sha256, ...
+    total: int = 0  # images of all splits together; 0 where a checkpoint of an earlier version does not tell
+    value_names: tuple[tuple[str, ...], ...] = ()  # of each factor the names of its values, () where they have none
 
     @property
     def pixels(self) -> int:

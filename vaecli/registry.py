@@ -18,13 +18,14 @@ PACKAGES: dict[str, list[tuple[str, Path]]] = {
     "dataset": [("vaecli.data", _HERE / "data")],
     "metric": [("vaecli.analysis.metrics", _HERE / "analysis" / "metrics")],
 }
+HELPERS = ("base", "orders")  # files of these folders that are no entries either
 
 
 def _modules(kind: str) -> dict[str, tuple[str, Path]]:
     found = {}
     for package, folder in PACKAGES[kind]:
         for path in sorted(folder.glob("*.py")):
-            if not path.stem.startswith("_") and path.stem != "base":
+            if not path.stem.startswith("_") and path.stem not in HELPERS:
                 found[path.stem.replace("_", "-")] = (f"{package}.{path.stem}", path)
     return found
 
