@@ -73,7 +73,7 @@ def loop(way: str, net: str, batch_size: int, counter: Counter) -> None:
 
     from vaecli.nets import coders as nets
     from vaecli.objectives import likelihoods
-    from vaecli.speed import fast
+    from vaecli.speed import fast, optimizers
 
     tuned = way.startswith("tuned")
     if tuned:
@@ -86,7 +86,7 @@ def loop(way: str, net: str, batch_size: int, counter: Counter) -> None:
         fast.accelerate(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, **({"fused": True} if tuned else {}))
     if tuned:
-        fast.quicken(optimizer)
+        optimizers.quicken(optimizer)
 
     def batches():
         if way == "loader":

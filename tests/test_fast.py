@@ -20,7 +20,7 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.nets import coders as nets
 from vaecli.objectives import likelihoods
 from vaecli.settings.optim import OptimConfig
-from vaecli.speed import fast, native
+from vaecli.speed import fast, layers, native, optimizers
 from vaecli.training.state import make_optimizer
 
 NETS = {
@@ -89,11 +89,11 @@ def test_values_and_gradients_equal_plain_in_float64(name: str, kind: str) -> No
 
 def test_all_of_a_net_is_switched(kind: str) -> None:
     quick, _, _ = pair("burgess")
-    layers = [m for m in quick.modules() if list(m.parameters(recurse=False))]
-    assert {type(m) for m in layers} == {fast.FastConv2d, fast.FastConvTranspose2d, fast.FastLinear}
-    assert all((m.alone is None) == (kind == "onednn") for m in layers)
+    switched = [m for m in quick.modules() if list(m.parameters(recurse=False))]
+    assert {type(m) for m in switched} == {layers.FastConv2d, layers.FastConvTranspose2d, layers.FastLinear}
+    assert all((m.alone is None) == (kind == "onednn") for m in switched)
     assert not any(isinstance(m, nn.ReLU) for m in quick.modules())
-    assert sum(m.after == "relu" for m in layers) == len(layers) - 2  # all but the two ends
+    assert sum(m.after == "relu" for m in switched) == len(switched) - 2  # all but the two ends
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_optimizers_equal_torch_s_in_float64(
         parameters = [nn.Parameter(t.to(dtype, copy=True)) for t in starts]
         optimizer = make_optimizer(parameters, config)
         if dtype == torch.float32:
-            fast.quicken(optimizer)
+            optimizers.quicken(optimizer)
         generator = torch.Generator().manual_seed(1)
         for step in range(12):
             for i, p in enumerate(parameters):
@@ -379,7 +379,7 @@ def test_a_quicker_optimizer_is_still_torch_s(kind: str) -> None:
     """Schedulers and closures work with it, autograd notices its steps, and what it has not is done by torch."""
     p = nn.Parameter(torch.ones(3))
     optimizer = make_optimizer([p], TypeAdapter(OptimConfig).validate_python({"name": "adamw", "lr": 0.1}))
-    fast.quicken(optimizer)
+    optimizers.quicken(optimizer)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     called = []
     for _ in range(3):
@@ -427,7 +427,7 @@ def test_norm_of_gradients_that_were_just_made(rows: int, black: bool, bf16: boo
     def check(grads: list[Tensor], known: int) -> None:
         assert sum(kernels._known_squares(g) is not None for g in grads) == known
         exact = torch.cat([g.double().flatten() for g in grads]).norm()
-        torch.testing.assert_close(fast.total_norm(grads).double(), exact, rtol=1e-6, atol=0)
+        torch.testing.assert_close(optimizers.total_norm(grads).double(), exact, rtol=1e-6, atol=0)
 
     check(backward(), 2)
     grads = backward()  # added to those of before
@@ -441,7 +441,7 @@ def test_norm_of_gradients_that_were_just_made(rows: int, black: bool, bf16: boo
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         net.zero_grad()
-        found.append(fast.total_norm(backward()[:1]))
+        found.append(optimizers.total_norm(backward()[:1]))
     torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
     grads = backward()
@@ -457,7 +457,7 @@ def test_norm_of_gradients_that_were_just_made(rows: int, black: bool, bf16: boo
     del grads
     assert len(kernels._squares) <= kept - 2  # forgotten with the gradients
     x[3, 5] = torch.nan
-    assert not fast.total_norm(backward()).isfinite()
+    assert not optimizers.total_norm(backward()).isfinite()
 
 
 def test_norm_of_all_gradients(kind: str) -> None:
@@ -471,18 +471,18 @@ def test_norm_of_all_gradients(kind: str) -> None:
     ]
     for some in (grads, grads[:4]):
         exact = torch.cat([g.double().flatten() for g in some]).norm()
-        torch.testing.assert_close(fast.total_norm(some).double(), exact, rtol=1e-6, atol=0)
+        torch.testing.assert_close(optimizers.total_norm(some).double(), exact, rtol=1e-6, atol=0)
     many = [torch.randn(300, 301)]
     found = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(fast.total_norm(many))
+        found.append(optimizers.total_norm(many))
     torch.set_num_threads(before)
     assert kind == "onednn" or found[0] == found[1] == found[2]
     for bad in (float("nan"), float("inf")):
         grads[0][3, 3] = bad
-        assert not fast.total_norm(grads[:4]).isfinite()
+        assert not optimizers.total_norm(grads[:4]).isfinite()
 
 
 # ---- precision

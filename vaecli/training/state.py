@@ -15,7 +15,7 @@ from vaecli.models.base import Model, Player
 from vaecli.registry import nearest
 from vaecli.settings import schedules
 from vaecli.settings.optim import OptimConfig
-from vaecli.speed import fast
+from vaecli.speed import optimizers
 from vaecli.training import checkpoint
 
 
@@ -110,9 +110,9 @@ class TrainState:
         players = model.players(config.optim)
         state = cls({p.name: (p, make_optimizer(list(p.parameters), p.optim)) for p in players}, stages(model, config))
         if config.train.fast and model.device.type == "cpu":
-            state.norm = fast.total_norm
+            state.norm = optimizers.total_norm
             for _, optimizer in state.players.values():
-                fast.quicken(optimizer)
+                optimizers.quicken(optimizer)
         return state
 
     @property
