@@ -39,7 +39,12 @@ class Published:
 
 
 def load(
-    config: IdxConfig, files: Sequence[Published], folders: Sequence[str], mirrors: Sequence[str], factor: str
+    config: IdxConfig,
+    files: Sequence[Published],
+    folders: Sequence[str],
+    mirrors: Sequence[str],
+    factor: str,
+    value_names: Sequence[str],
 ) -> Dataset:
     """`files`: training images and labels, test images and labels; `folders`: where under the data directory.
 
@@ -61,6 +66,7 @@ def load(
         labels_NK=torch.from_numpy(np.concatenate(labels)).long().unsqueeze(1),
         factor_names=(factor,),
         factor_sizes=(10,),
+        value_names=(value_names,),
         binary=config.binarize,
         source={"kind": "idx", "sha256": sha256},
         test=TEST,

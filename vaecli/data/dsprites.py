@@ -25,6 +25,7 @@ from vaecli.errors import InputError
 from vaecli.paths import cache_dir, data_dir
 
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "posX": 32, "posY": 32}
+SHAPES = ("square", "ellipse", "heart")
 SIZE = math.prod(FACTORS.values())
 SIDE = 64
 OFFICIAL = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
@@ -62,6 +63,7 @@ def load(config: Config) -> Dataset:
         labels_NK=grid_labels(tuple(FACTORS.values())),
         factor_names=tuple(FACTORS),
         factor_sizes=tuple(FACTORS.values()),
+        value_names=[SHAPES if name == "shape" else () for name in FACTORS],
         binary=True,
         source={"kind": kind, "sha256": sha256},
     )

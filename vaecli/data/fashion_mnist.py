@@ -34,6 +34,10 @@ MIRRORS = (
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
 )
 
+CLASSES = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
 
 class Config(_idx.IdxConfig):
     """See `IdxConfig`."""
@@ -41,4 +45,4 @@ class Config(_idx.IdxConfig):
 
 def load(config: Config) -> Dataset:
     """See `_idx.load`."""
-    return _idx.load(config, FILES, ("fashion_mnist", "FashionMNIST/raw"), MIRRORS, "class")
+    return _idx.load(config, FILES, ("fashion_mnist", "FashionMNIST/raw"), MIRRORS, "class", CLASSES)

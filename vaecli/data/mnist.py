@@ -41,4 +41,4 @@ class Config(_idx.IdxConfig):
 
 def load(config: Config) -> Dataset:
     """See `_idx.load`."""
-    return _idx.load(config, FILES, ("mnist", "MNIST/raw"), MIRRORS, "digit")
+    return _idx.load(config, FILES, ("mnist", "MNIST/raw"), MIRRORS, "digit", [str(digit) for digit in range(10)])
