@@ -299,6 +299,29 @@ def compare(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="Rows; --list shows them.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="The rows that there are.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="With --list: published numbers alone.")] = False,
+    seeds: Annotated[str | None, typer.Option(metavar="0-4", help="Seeds in place of the row's own.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Longest time of a training: 10m; cut short it is not judged.")
+    ] = None,
+    directory: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Where the runs go.")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Numbers with a known answer, obtained beside expected; exit code 6 where a judged one falls short."""
+    output.configure(quiet)
+    from vaecli.commands import reproduce as command
+
+    if listing or published:
+        command.show(published, json)
+    else:
+        command.run(names or [], seeds, budget, directory, json)
+
+
+@app.command()
 def encode(
     checkpoint: Checkpoint,
     images: Annotated[list[str] | None, typer.Argument(help="Image files; default: images of --split.")] = None,
