@@ -1,15 +1,19 @@
 """Toy without gradient steps: probabilistic PCA fitted from the covariance (Tipping & Bishop 1999)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vaecli.batch import DataInfo, Split
-from vaecli.models.base import Hyper, ModelConfig, Posterior
+from vaecli.errors import InputError
+from vaecli.models.base import Hyper, Level, ModelConfig, Values
 from vaecli.models.base import Model as Base
-from vaecli.objectives import terms as objective
+from vaecli.objectives import terms
+from vaecli.objectives.distributions import Gaussian
 
 
 class Config(ModelConfig):
@@ -18,39 +22,45 @@ class Config(ModelConfig):
 
 
 class Model(Base):
-    phases = ()
+    closed_form = True
+    config: Config
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)
-        self.groups = {"z": config.latent_dim}
+        self.levels = (Level("z", (config.latent_dim,), standard=True),)
         self.register_buffer("mean_P", torch.zeros(info.pixels))
         self.register_buffer("axes_PD", torch.zeros(info.pixels, config.latent_dim))
         self.register_buffer("variance_D", torch.ones(config.latent_dim))
         self.register_buffer("noise", torch.ones(()))
 
-    def begin(self, train: Split) -> None:
-        x_NP = torch.cat([b.x_BCHW.flatten(1) for b in train.batches(256)]).double()
-        self.mean_P = x_NP.mean(0).float()
-        values, vectors = torch.linalg.eigh(torch.cov(x_NP.T, correction=0))
-        d = self.groups["z"]
-        self.noise = values[:-d].mean().float()
-        self.variance_D = values[-d:].flip(0).float()
-        self.axes_PD = (vectors[:, -d:].flip(1) * (values[-d:].flip(0) - values[:-d].mean()).sqrt()).float()
+    def fit(self, train: Split, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
+        seen, sum_P, squares_PP = 0, torch.zeros(self.info.pixels).double(), torch.zeros(()).double()
+        for batch in train.batches(32):
+            x_BP = batch.x_BCHW.flatten(1).double()
+            seen, sum_P, squares_PP = seen + len(x_BP), sum_P + x_BP.sum(0), squares_PP + x_BP.T @ x_BP
+            progress(seen)
+            if stop():
+                break
+        d = self.config.latent_dim
+        if seen <= d + 1:
+            raise InputError(f"{seen} images are too few")
+        mean_P = sum_P / seen
+        values, vectors = torch.linalg.eigh(squares_PP / seen - torch.outer(mean_P, mean_P))
+        self.mean_P.copy_(mean_P)
+        self.noise.copy_(values[:-d].mean())
+        self.variance_D.copy_(values[-d:].flip(0))
+        self.axes_PD.copy_(vectors[:, -d:].flip(1) * (values[-d:].flip(0) - values[:-d].mean()).sqrt())
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
+    def q(self, level: str, features: Tensor, given: Values) -> Distribution:
         m_DD = self.axes_PD.T @ self.axes_PD + self.noise * torch.eye(len(self.variance_D))
-        mean_BD = torch.linalg.solve(m_DD, self.axes_PD.T @ (x_BCHW.flatten(1) - self.mean_P).T).T
-        logvar_BD = (self.noise / self.variance_D).log().expand_as(mean_BD)
-        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
+        mean_BD = torch.linalg.solve(m_DD, self.axes_PD.T @ (features.flatten(1) - self.mean_P).T).T
+        return Gaussian(mean_BD, (self.noise / self.variance_D).log().expand_as(mean_BD))
 
-    def decode(self, z_BD: Tensor) -> Tensor:
-        return (self.mean_P + z_BD @ self.axes_PD.T).unflatten(1, self.info.shape)
+    def image(self, values: Values) -> Tensor:
+        return (self.mean_P + values["z"] @ self.axes_PD.T).unflatten(1, self.info.shape)
 
-    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: Hyper) -> Tensor:
-        return -objective.gaussian_log_prob(x_BCHW, self.decode(z_BD), math.sqrt(float(self.noise)))
-
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
-        return temperature * torch.randn(n, self.groups["z"])
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor:
+        return terms.gaussian_log_prob(x_BCHW, self.image(values), math.sqrt(float(self.noise)))
 
     def objective_text(self, hyper: Hyper) -> str:
         return "maximise log p(x) in closed form"
