@@ -267,13 +267,24 @@ class Model(nn.Module):
 
     def rates(self, found: Inference) -> dict[str, Tensor]:
         """What each level inferred costs in nats along these values: KL(q || p) latent by latent, (B, *shape), where it
-        has a closed form, else log q - log p of the value, (B,). Levels without a density are left out."""
-        rates = {}
+        has a closed form, else log q - log p of the value, (B,). Levels without a density are left out.
+
+        Where a level above is inferred from this one (stages, bottom-up encoders) its prior was not there before its
+        value: the divergence to that prior is not what the ELBO subtracts, and the log-ratio of the values is.
+        """
+        names = [level.name for level in self.levels]
+        rates: dict[str, Tensor] = {}
+        before: set[str] = set()
         for name, q in found.posteriors.items():
+            upwards = any(above in found.posteriors.keys() - before for above in names[: names.index(name)])
+            before.add(name)
             if isinstance(q, distributions.Point):
                 continue
-            rate = distributions.rate(q, self.p(name, found.values, len(found.values[name])), found.values[name])
-            if rate is not None:
+            value = found.values[name]
+            p = self.p(name, found.values, len(value))
+            if upwards:
+                rates[name] = distributions.log_prob(q, value) - distributions.log_prob(p, value)
+            elif (rate := distributions.rate(q, p, value)) is not None:
                 rates[name] = rate
         return rates
 
