@@ -7,7 +7,7 @@ ratio is the same for images of any size (section 3.2 has means of both). Under 
 KL(q(z|x) || p(z)) is log K a position whatever the weights, and so no part of what is minimised.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -47,6 +47,7 @@ class Config(ModelConfig):
                      all of them are. 0: never.
     """
 
+    tiny: ClassVar[dict[str, Any]] = {"net": {"name": "spatial", "width": 8}, "codes": 8, "code_dim": 4}
     name: Literal["vq-vae"] = "vq-vae"
     codes: Annotated[int, Field(gt=1, le=65_536)] = 512
     code_dim: Width = 64
