@@ -11,7 +11,7 @@ ROOMS = [
     {"errors", "registry", "paths", "output", "batch", "device"},
     {"settings"},
     {"objectives", "nets", "data"},
-    {"models"},
+    {"models", "densities"},
     {"config"},
     {"speed"},
     {"training"},

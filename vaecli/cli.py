@@ -299,6 +299,30 @@ def compare(
 
 
 @app.command()
+def density(
+    checkpoint: Checkpoint,
+    fit: Annotated[
+        str | None, typer.Option(metavar="NAME", help="normal, mixture or vae; default: tell which.")
+    ] = None,
+    components: Annotated[int | None, typer.Option(min=1, help="Of a mixture; default: 10.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=2, help="Only LIMIT images of the split.")] = None,
+    max_time: Annotated[str | None, typer.Option("--max-time", metavar="90s", help="Ends a long fit.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fit a density to a model's codes, which `vae sample` then draws from; or tell which there is."""
+    output.configure(quiet)
+    from vaecli.commands import density as command
+
+    command.run(checkpoint, fit, components, settings or [], split, limit, max_time, seed, device, force, json)
+
+
+@app.command()
 def reproduce(
     names: Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="Rows; --list shows them.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="The rows that there are.")] = False,

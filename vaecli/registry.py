@@ -16,6 +16,7 @@ _HERE = Path(__file__).parent
 PACKAGES: dict[str, list[tuple[str, Path]]] = {
     "model": [("vaecli.models", _HERE / "models")],
     "dataset": [("vaecli.data", _HERE / "data")],
+    "density": [("vaecli.densities", _HERE / "densities")],
     "metric": [("vaecli.analysis.metrics", _HERE / "analysis" / "metrics")],
 }
 HELPERS = ("base", "orders")  # files of these folders that are no entries either

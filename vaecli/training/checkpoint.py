@@ -24,17 +24,19 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 import vaecli.models as models
-from vaecli import __version__, output
+from vaecli import __version__, densities, output
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
+from vaecli.densities.base import Density
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.models.base import Model
 from vaecli.settings.section import Count
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
+DENSITY_FILE = "density.safetensors"
 _MAX_HEADER = 16_000_000
 _MAX_TENSORS = 20_000
 _MAX_SIDE = 8_192
@@ -236,7 +238,7 @@ def resolve(path: str | Path) -> Path:
 
 
 _FILES_OF_A_STEP = frozenset(
-    {MODEL_FILE, "config.json", "trainer/optimizer.safetensors", "trainer/state.json", "README.md"}
+    {MODEL_FILE, "config.json", "trainer/optimizer.safetensors", "trainer/state.json", "README.md", DENSITY_FILE}
 )
 
 
@@ -447,3 +449,49 @@ def newest_intact(run: Path) -> Path:
         except CheckpointError as error:
             output.warning(f"{error}; trying the checkpoint before it")
     raise CheckpointError(f"{run}: holds no intact checkpoint to resume from")
+
+
+def add_density(step: Path, density: Density, fitted_on: str) -> Path:
+    """Put a fitted density into a step directory, in place of one that is there, and into its manifest.
+
+    MachineError if the disk refuses; then the checkpoint is what it was. CheckpointError where there is no manifest.
+    """
+    verify(step)
+    content = save_safetensors(_contiguous(density.state_dict()), metadata=densities.dump(density, fitted_on))
+    manifest = json.loads((step / "manifest.json").read_bytes())
+    manifest[DENSITY_FILE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
+    new, listed = step / f".{DENSITY_FILE}-{mark}", step / f".manifest-{mark}"
+    without = {name: entry for name, entry in manifest.items() if name != DENSITY_FILE}
+    try:
+        FILES.write(new, content)
+        # Not listed while it is exchanged: at no moment does the manifest speak of another file than is there.
+        for entries in (without, manifest):
+            FILES.write(listed, json.dumps(entries, indent=1, sort_keys=True).encode())
+            FILES.rename(listed, step / "manifest.json")
+            if entries is without:
+                FILES.rename(new, step / DENSITY_FILE)
+        FILES.fsync_folder(step)
+    except OSError as error:
+        for rest in (new, listed):
+            rest.unlink(missing_ok=True)
+        raise MachineError(f"{step / DENSITY_FILE}: could not be written: {error.strerror}") from error
+    return step / DENSITY_FILE
+
+
+def load_density(step: Path, latents: int) -> tuple[Density, str] | None:
+    """The density fitted to the codes of a checkpoint, and in words what it was fitted to; None where there is none.
+
+    A file that the manifest does not list is none. CheckpointError where it is damaged or another model's.
+    """
+    path = step / DENSITY_FILE
+    if not path.is_file() or not (step / "manifest.json").is_file():
+        return None
+    verify(step)
+    if DENSITY_FILE not in json.loads((step / "manifest.json").read_bytes()):
+        return None
+    metadata, _, _ = read_header(path)
+    try:
+        return densities.load(metadata, load_safetensors(path.read_bytes()), latents)
+    except (SafetensorError, InputError) as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -1,0 +1,55 @@
+"""What a density on codes is asked for. Shapes: N codes, B draws, D latents."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vaecli.errors import InputError
+from vaecli.settings.section import Section
+
+
+class DensityConfig(Section):
+    """What every density's section has: the registered name."""
+
+    name: str
+
+
+class Density(nn.Module):
+    """p(z) over D latents; its parameters and buffers are what is saved."""
+
+    def __init__(self, config: DensityConfig, latents: int) -> None:
+        super().__init__()
+        self.config, self.latents = config, latents
+
+    def fit(self, codes_ND: Tensor, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
+        """Fit to float64 codes. ConfigError where the settings do not fit them; `stop()` ends a long fit early.
+
+        Randomness comes from torch's global generator.
+        """
+        raise NotImplementedError
+
+    def sample(self, n: int) -> Tensor:
+        """n draws, float32 (n, D), from torch's global generator."""
+        raise NotImplementedError
+
+    def log_prob(self, z_BD: Tensor) -> Tensor | None:
+        """log p(z) in nats, (B,); None where it is not known."""
+        return None
+
+    def text(self) -> str:
+        """In a few words, for messages."""
+        raise NotImplementedError
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """The lower factor of covariances (..., D, D) in float64; directions without variance get 1e-12 of the largest.
+
+    InputError where no latent varies.
+    """
+    largest = covariance.diagonal(dim1=-2, dim2=-1).amax()
+    if not float(largest) > 0:
+        raise InputError("no latent varies: there is nothing to fit a density to")
+    eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    factor: Tensor = torch.linalg.cholesky(covariance + 1e-12 * largest * eye)
+    return factor
