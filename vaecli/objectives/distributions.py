@@ -162,7 +162,7 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     NotImplementedError for a temperature where neither is meant by anything.
     """
     if temperature == 1.0:
-        drawn: Tensor = q.rsample() if q.has_rsample else q.sample()  # type: ignore[no-untyped-call]
+        drawn: Tensor = q.rsample() if q.has_rsample else q.sample()
         return drawn
     if temperature == 0.0:
         return mode(q)
@@ -171,8 +171,9 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     if isinstance(q, (td.Normal, td.Uniform)):
         return q.mean + temperature * (q.rsample() - q.mean)
     if isinstance(q, td.OneHotCategorical):
-        tempered = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)  # type: ignore[no-untyped-call]
-        return tempered.sample()
+        tempered: td.Distribution = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)
+        drawn_labels: Tensor = tempered.sample()  # type: ignore[no-untyped-call]
+        return drawn_labels
     if isinstance(q, td.MixtureSameFamily):
         chosen = q.mixture_distribution.sample()
         centres, drawn = q.component_distribution.mean, q.component_distribution.sample()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vaecli.objectives import terms
 from vaecli.settings import schedules
 from vaecli.settings.schedules import Scalar
-from vaecli.settings.section import Section
+from vaecli.settings.section import Positive, Section
 
 
 class BernoulliConfig(Section):
@@ -29,10 +29,11 @@ class GaussianLikelihoodConfig(Section):
 
     `variance`  `fixed`: sigma is the number or schedule given. `learned`: sigma is a parameter that starts there.
                 `optimal`: sigma^2 is the batch's mean squared error (sigma-VAE), and sigma serves until the first step.
+                `running`: sigma^2 follows it down from where it starts and never rises (Asperti & Trentin).
     """
 
     name: Literal["gaussian"] = "gaussian"
-    variance: Literal["fixed", "learned", "optimal"] = "fixed"
+    variance: Literal["fixed", "learned", "optimal", "running"] = "fixed"
     sigma: Scalar = 1.0
 
     @model_validator(mode="after")
@@ -42,6 +43,28 @@ class GaussianLikelihoodConfig(Section):
         if self.variance != "fixed" and not isinstance(self.sigma, (int, float)):
             raise ValueError(f"a schedule for `sigma` does nothing when `variance` is {self.variance!r}; give a number")
         return self
+
+
+class LaplaceConfig(Section):
+    """Each pixel is Laplace(output, scale): the reconstruction is the absolute error. The scale is fixed or learned."""
+
+    name: Literal["laplace"] = "laplace"
+    variance: Literal["fixed", "learned"] = "fixed"
+    scale: Positive = 1.0
+
+
+class ContinuousBernoulliConfig(Section):
+    """Each pixel is in [0, 1] with the density that a Bernoulli's cross-entropy lacks the constant to be."""
+
+    name: Literal["continuous-bernoulli"] = "continuous-bernoulli"
+
+
+class DiscretizedLogisticConfig(Section):
+    """Each pixel is one of `levels` grey levels, by a logistic around the output cut into bins; one learned scale."""
+
+    name: Literal["discretized-logistic"] = "discretized-logistic"
+    levels: Annotated[int, Field(ge=2, le=65_536)] = 256
+    scale: Positive = 0.1
 
 
 _ALIASES = {"bce": "bernoulli", "mse": "gaussian"}
@@ -57,7 +80,9 @@ def _expand(value: Any) -> Any:
 
 
 LikelihoodConfig = Annotated[
-    BernoulliConfig | GaussianLikelihoodConfig, Field(discriminator="name"), BeforeValidator(_expand)
+    BernoulliConfig | GaussianLikelihoodConfig | LaplaceConfig | ContinuousBernoulliConfig | DiscretizedLogisticConfig,
+    Field(discriminator="name"),
+    BeforeValidator(_expand),
 ]
 
 
@@ -160,13 +185,112 @@ class OptimalGaussian(Gaussian):
         return "Gaussian likelihood, sigma^2 = the batch's mean squared error"
 
 
-def build(config: BernoulliConfig | GaussianLikelihoodConfig) -> Likelihood:
+class RunningGaussian(Gaussian):
+    """sigma^2 <- min(sigma^2, 0.99 sigma^2 + 0.01 MSE) over the training batches: it follows the error down and never
+    rises (Asperti & Trentin 2020, section 4, and their code). Constant for the gradient.
+
+    At sigma^2 = MSE the reconstruction is D/2 log MSE and a constant, so that the balance of reconstruction and KL
+    stays what it is while the error falls.
+    """
+
+    RATE = 0.01
+    FLOOR = 1e-6
+    variance: Tensor
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("variance", torch.full((), sigma**2))
+
+    def sigma(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        if self.training:
+            mse = (x_BCHW - out_BCHW.detach()).square().mean().clamp(min=self.FLOOR)
+            seen = torch.where(mse.isfinite(), mse.to(self.variance.dtype), self.variance)
+            self.variance.copy_(torch.minimum(self.variance, torch.lerp(self.variance, seen, self.RATE)))
+        return self.variance.sqrt()
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "Gaussian likelihood, sigma^2 = a running mean of the squared error that never rises"
+
+
+class Laplace(Likelihood):
+    """One scale for all pixels, fixed or learned through its logarithm."""
+
+    def __init__(self, scale: float, learned: bool) -> None:
+        super().__init__()
+        self.fixed = None if learned else scale
+        if learned:
+            self.log_scale = nn.Parameter(torch.full((), math.log(scale)))
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        return out_BCHW
+
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return terms.laplace_log_prob(x_BCHW, out_BCHW, self.log_scale.exp() if self.fixed is None else self.fixed)
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "Laplace likelihood, scale " + ("learned" if self.fixed is None else f"= {self.fixed:.4g}")
+
+
+class ContinuousBernoulli(Likelihood):
+    """A density on [0, 1] with the Bernoulli's cross-entropy in it (Loaiza-Ganem & Cunningham 2019)."""
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        return terms.continuous_bernoulli_mean(out_BCHW)
+
+    def raw(self, mean: Tensor) -> Tensor:
+        # The mean rises with the logit: halve the interval that holds it. Beyond +-998 it is within 0.001 of the ends.
+        mean = mean.clamp(0.001, 0.999)
+        low, high = torch.full_like(mean, -1000.0), torch.full_like(mean, 1000.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = terms.continuous_bernoulli_mean(middle) > mean
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return terms.continuous_bernoulli_log_prob(x_BCHW, out_BCHW)
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return "continuous Bernoulli likelihood"
+
+
+class DiscretizedLogistic(Likelihood):
+    """One scale for all pixels, learned through its logarithm; the output's mean is the expected image but for the cut
+    at 0 and 1."""
+
+    def __init__(self, levels: int, scale: float) -> None:
+        super().__init__()
+        self.levels = levels
+        self.log_scale = nn.Parameter(torch.full((), math.log(scale)))
+
+    def mean(self, out_BCHW: Tensor) -> Tensor:
+        return out_BCHW.clamp(0.0, 1.0)
+
+    def raw(self, mean: Tensor) -> Tensor:
+        return mean
+
+    def log_prob(self, x_BCHW: Tensor, out_BCHW: Tensor, hyper: Mapping[str, float]) -> Tensor:
+        return terms.discretized_logistic_log_prob(x_BCHW, out_BCHW, self.log_scale, self.levels)
+
+    def text(self, hyper: Mapping[str, float]) -> str:
+        return f"logistic likelihood over {self.levels} levels, scale learned"
+
+
+def build(config: Any) -> Likelihood:
     """The likelihood that a checked section describes."""
     if isinstance(config, BernoulliConfig):
         return Bernoulli()
+    if isinstance(config, LaplaceConfig):
+        return Laplace(config.scale, config.variance == "learned")
+    if isinstance(config, ContinuousBernoulliConfig):
+        return ContinuousBernoulli()
+    if isinstance(config, DiscretizedLogisticConfig):
+        return DiscretizedLogistic(config.levels, config.scale)
     if isinstance(config.sigma, (int, float)):
-        if config.variance == "learned":
-            return LearnedGaussian(config.sigma)
-        if config.variance == "optimal":
-            return OptimalGaussian(config.sigma)
+        variances = {"learned": LearnedGaussian, "optimal": OptimalGaussian, "running": RunningGaussian}
+        if config.variance in variances:
+            return variances[config.variance](config.sigma)
     return Gaussian()

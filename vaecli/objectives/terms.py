@@ -64,6 +64,53 @@ def gaussian_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, sigma: float | Tensor) 
     return -0.5 * squares_B - x_BCHW[0].numel() * (log_sigma + 0.5 * LOG_2PI)
 
 
+def laplace_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, scale: float | Tensor) -> Tensor:
+    """log Laplace(x; mean, scale) summed over pixels in nats, (B,): -|x - mean| / scale - log(2 scale)."""
+    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    off_B = (x_BCHW - mean_BCHW).abs().flatten(1).sum(dim=1) / scale
+    return -off_B - x_BCHW[0].numel() * (log_scale + math.log(2.0))
+
+
+def continuous_bernoulli_log_prob(x_BCHW: Tensor, logits_BCHW: Tensor) -> Tensor:
+    """The Bernoulli's x log p + (1 - x) log(1 - p) made a density on [0, 1] by its constant log C, summed over pixels
+    in nats, (B,) (Loaiza-Ganem & Cunningham 2019, eq. 7); C = l / tanh(l / 2) in logits l, which is 2 at l = 0."""
+    return bernoulli_log_prob(x_BCHW, logits_BCHW) + _log_constant(logits_BCHW).flatten(1).sum(dim=1)
+
+
+def _log_constant(logits: Tensor) -> Tensor:
+    """log(l / tanh(l / 2)); near 0, where it is 0 / 0, its series log 2 + l^2 / 12 - 7 l^4 / 1440."""
+    near = logits.abs() < 0.1
+    far = torch.where(near, torch.ones_like(logits), logits).abs()
+    square = torch.where(near, logits, torch.zeros_like(logits)).square()
+    series = math.log(2.0) + square / 12 - 7 * square.square() / 1440 + 31 * square**3 / 90720
+    return torch.where(near, series, far.log() - torch.tanh(far / 2).log())
+
+
+def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
+    """E[x] of a continuous Bernoulli: sigmoid(l) / tanh(l / 2) - 1 / l, and 1/2 + l/12 - l^3/720 near 0; any shape."""
+    near = logits.abs() < 0.1
+    far = torch.where(near, torch.ones_like(logits), logits)
+    close = torch.where(near, logits, torch.zeros_like(logits))
+    series = 0.5 + close / 12 - close**3 / 720 + close**5 / 30240
+    return torch.where(near, series, torch.sigmoid(far) / torch.tanh(far / 2) - 1 / far)
+
+
+def discretized_logistic_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, log_scale: Tensor, levels: int = 256) -> Tensor:
+    """log P(x) of images of `levels` grey levels under logistics cut into bins of 1 / (levels - 1) around each level,
+    the outer ones open, summed over pixels in nats, (B,) (Kingma et al. 2016, appendix). A probability, not a density.
+
+    Both tails are taken where they are small: no difference of numbers that are nearly 1.
+    """
+    half = 0.5 / (levels - 1)
+    scale = torch.exp(log_scale)
+    above, below = (x_BCHW - mean_BCHW + half) / scale, (x_BCHW - mean_BCHW - half) / scale
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
+    inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log(-torch.expm1(below - above))
+    lowest, highest = x_BCHW <= half, x_BCHW >= 1 - half
+    each = torch.where(lowest, F.logsigmoid(above), torch.where(highest, F.logsigmoid(-below), inside))
+    return each.flatten(1).sum(dim=1)
+
+
 # ---- weights of the KL
 
 
