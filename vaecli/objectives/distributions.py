@@ -162,8 +162,7 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     NotImplementedError for a temperature where neither is meant by anything.
     """
     if temperature == 1.0:
-        drawn: Tensor = q.rsample() if q.has_rsample else q.sample()
-        return drawn
+        return q.rsample() if q.has_rsample else _plain_sample(q)
     if temperature == 0.0:
         return mode(q)
     if isinstance(q, td.Independent):
@@ -171,9 +170,7 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     if isinstance(q, (td.Normal, td.Uniform)):
         return q.mean + temperature * (q.rsample() - q.mean)
     if isinstance(q, td.OneHotCategorical):
-        tempered: td.Distribution = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)
-        drawn_labels: Tensor = tempered.sample()  # type: ignore[no-untyped-call]
-        return drawn_labels
+        return _plain_sample(td.OneHotCategorical(logits=q.logits / temperature, validate_args=False))
     if isinstance(q, td.MixtureSameFamily):
         chosen = q.mixture_distribution.sample()
         centres, drawn = q.component_distribution.mean, q.component_distribution.sample()
@@ -181,6 +178,11 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
         result: Tensor = centres[rows, chosen] + temperature * (drawn[rows, chosen] - centres[rows, chosen])
         return result
     raise NotImplementedError(f"a temperature means nothing for {type(q).__name__}")
+
+
+def _plain_sample(q: Any) -> Tensor:
+    drawn: Tensor = q.sample()
+    return drawn
 
 
 def moments(q: td.Distribution, draws: int = MOMENT_DRAWS) -> tuple[Tensor, Tensor | None]:
