@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 from torch import distributions as dist
 
 from vaecli import data, models, registry
@@ -14,7 +13,8 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.data.squares import Config as Squares
 from vaecli.errors import ConfigError
 from vaecli.models import annealed_vae, autoencoder, beta_vae, vae
-from vaecli.models.base import NoPrior
+from vaecli.models.base import Level, NoPrior, Term, total
+from vaecli.settings.optim import Adam
 from vaecli.settings.schedules import Linear
 
 INFO = DataInfo("toy", (1, 4, 4), 64, binary=True)
@@ -32,16 +32,16 @@ def toy(n: int = 64) -> Batch:
     return Batch((torch.rand(n, 1, 4, 4, generator=generator) > 0.5).float(), torch.arange(n))
 
 
-def loss(model: Any, hyper: dict[str, float] | None = None) -> dict[str, Tensor]:
+def loss(model: Any, hyper: dict[str, float] | None = None) -> dict[str, Any]:
+    """What is minimised, and all that is logged."""
     torch.manual_seed(3)
-    terms: dict[str, Tensor] = model.loss(toy(), model.hyper(0) if hyper is None else hyper)
-    return terms
+    return total(model.loss(toy(), model.hyper(0) if hyper is None else hyper))[1]
 
 
 def test_vae_loss_recomputed_with_torch_distributions() -> None:
     model, x = build(vae).double(), toy().x_BCHW.double()
     torch.manual_seed(3)
-    terms = model.loss(Batch(x, torch.arange(64)), model.hyper(0))
+    terms = total(model.loss(Batch(x, torch.arange(64)), model.hyper(0)))[1]
     mean, logvar = model.encoder(x).split(3, dim=1)
     q = dist.Normal(mean, (logvar / 2).exp())
     torch.manual_seed(3)
@@ -49,14 +49,30 @@ def test_vae_loss_recomputed_with_torch_distributions() -> None:
     recon = -dist.Bernoulli(logits=model.decoder(z)).log_prob(x).sum(dim=(1, 2, 3)).mean()
     kl = dist.kl_divergence(q, dist.Normal(0.0, 1.0)).sum(dim=1).mean()
     expected = {"loss": recon + kl, "recon": recon, "kl": kl, "elbo": -(recon + kl)}
-    assert terms.keys() == expected.keys()
+    assert terms.keys() == {*expected, "recon.weight", "kl.weight"}
+    assert terms["recon.weight"] == terms["kl.weight"] == 1.0
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_minimised_is_the_weighed_sum_of_the_terms() -> None:
+    """Means of images' values count as means do; a weight of None is for the log; a weight may be a tensor."""
+    a_B, b = torch.tensor([1.0, 2.0, 6.0]), torch.tensor(5.0)
+    scheduled = torch.tensor(0.5)
+    value, logged = total({"a": Term(a_B), "b": Term(b, 4.0), "c": Term(b, None), "d": Term(2 * a_B, scheduled)})
+    assert value.item() == 3.0 + 4.0 * 5.0 + 0.5 * 6.0
+    assert {name: float(number) for name, number in logged.items()} == {
+        **{"loss": 26.0, "a": 3.0, "a.weight": 1.0, "b": 5.0, "b.weight": 4.0},
+        **{"c": 5.0, "d": 6.0, "d.weight": 0.5},
+    }
+    with pytest.raises(AssertionError, match="weighs something"):
+        total({"c": Term(b, None)})
 
 
 def test_beta_weighs_the_kl_and_leaves_the_elbo_alone() -> None:
     plain, weighted = loss(build(vae)), loss(build(beta_vae, beta=4.0))
     torch.testing.assert_close(weighted["loss"], plain["recon"] + 4.0 * plain["kl"])
+    assert weighted["kl.weight"] == 4.0
     torch.testing.assert_close(weighted["kl"], plain["kl"])
     torch.testing.assert_close(weighted["elbo"], plain["elbo"])
     torch.testing.assert_close(loss(build(beta_vae, beta=1.0))["loss"], plain["loss"], rtol=0.0, atol=0.0)
@@ -65,7 +81,7 @@ def test_beta_weighs_the_kl_and_leaves_the_elbo_alone() -> None:
 def test_beta_norm_gives_identical_losses() -> None:
     by_beta, by_norm = build(beta_vae, beta=4.0), build(beta_vae, beta_norm=4.0 * 3 / 16)
     for name, value in loss(by_beta).items():
-        assert torch.equal(value, loss(by_norm)[name])
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(loss(by_norm)[name])), name
     scheduled = build(beta_vae, beta_norm={"schedule": "linear", "start": 0.0, "end": 0.75, "steps": 10})
     assert torch.equal(loss(scheduled, scheduled.hyper(10))["loss"], loss(by_beta)["loss"])
     at_zero = loss(scheduled)
@@ -115,10 +131,10 @@ def test_annealed_vae_holds_the_kl_at_c(c: float) -> None:
     kls = []
     for step in range(600):
         optimizer.zero_grad()
-        terms = model.loss(toy(), model.hyper(step))
-        terms["loss"].backward()
+        value, logged = total(model.loss(toy(), model.hyper(step)))
+        value.backward()
         optimizer.step()
-        kls.append(terms["kl"].item())
+        kls.append(float(torch.as_tensor(logged["kl"]).detach()))
     assert max(abs(kl - c) for kl in kls[-100:]) < 1.0
 
 
@@ -127,15 +143,15 @@ def test_autoencoder_is_deterministic_and_has_no_prior() -> None:
     q = model.posterior(batch.x_BCHW)
     assert q.logvar_BD is None
     assert q.kl_BD is None
-    assert q.sample() is q.mean_BD
-    terms = model.loss(batch, model.hyper(0))
+    assert torch.equal(model.infer(batch.x_BCHW, sample=True).values["z"], q.mean_BD)
+    terms = total(model.loss(batch, model.hyper(0)))[1]
     logits = model.decoder(model.encoder(batch.x_BCHW))
     expected = -dist.Bernoulli(logits=logits).log_prob(batch.x_BCHW).sum(dim=(1, 2, 3)).mean()
-    assert terms.keys() == {"loss", "recon"}
+    assert terms.keys() == {"loss", "recon", "recon.weight"}
     torch.testing.assert_close(terms["loss"], expected)
     torch.testing.assert_close(model.decode(q.mean_BD), torch.sigmoid(logits))
     with pytest.raises(NoPrior) as caught:
-        model.prior(4)
+        model.draw(4)
     assert isinstance(caught.value, ConfigError)
     assert caught.value.hint is not None
     assert "beta-vae" in caught.value.hint
@@ -144,11 +160,31 @@ def test_autoencoder_is_deterministic_and_has_no_prior() -> None:
 def test_prior_is_standard_normal_scaled_by_temperature() -> None:
     model = build(vae)
     torch.manual_seed(1)
-    z = model.prior(100_000)
+    z = model.draw(100_000)["z"]
     torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0.0, atol=0.015)
     torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0.0, atol=0.02)
     torch.manual_seed(1)
-    assert torch.equal(model.prior(100_000, temperature=0.5), 0.5 * z)
+    assert torch.equal(model.draw(100_000, temperature=0.5)["z"], 0.5 * z)
+
+
+def test_kl_weights() -> None:
+    model = build(beta_vae, beta={"schedule": "linear", "start": 0.0, "end": 4.0, "steps": 8})
+    assert model.kl_weight(model.hyper(2)) == 1.0
+    assert build(beta_vae, beta_norm=0.75).kl_weight({"beta_norm": 0.75}) == 4.0
+    assert build(vae).kl_weight({}) == 1.0
+    for module in (annealed_vae, autoencoder):
+        model = build(module)
+        assert model.kl_weight(model.hyper(0)) is None
+
+
+def test_what_models_of_one_level_are() -> None:
+    for module in (vae, beta_vae, annealed_vae):
+        model = build(module)
+        assert model.standard_prior and model.levels == (Level("z", (3,), standard=True),)
+        assert model.has_likelihood and not model.batch_dependent and model.stages == ("main",)
+        assert model.latent_names() == ["z0", "z1", "z2"]
+    plain = build(autoencoder)
+    assert not plain.standard_prior and plain.levels == (Level("z", (3,), "point"),)
 
 
 def test_decode_is_the_mean_image() -> None:
@@ -171,7 +207,7 @@ def test_learned_sigma_is_trained_and_optimal_sigma_is_saved() -> None:
     learned = build(vae, likelihood={"name": "gaussian", "variance": "learned"})
     loss(learned)["loss"].backward()
     assert learned.likelihood.log_sigma.grad.abs() > 0
-    assert any(p is learned.likelihood.log_sigma for p in learned.optimizers(None)["main"][0])
+    assert any(p is learned.likelihood.log_sigma for p in learned.players(Adam())[0].parameters)
     optimal = build(vae, likelihood={"name": "gaussian", "variance": "optimal"})
     before = optimal.state_dict()["likelihood.variance"].clone()
     loss(optimal)
@@ -207,7 +243,7 @@ def test_registered_with_a_summary_and_built_without_memory(name: str) -> None:
     with torch.device("meta"):
         model = models.build(config, INFO)
     assert all(p.is_meta for p in model.parameters())
-    assert model.groups == {"z": 65_536}
+    assert [(level.name, level.shape) for level in model.levels] == [("z", (65_536,))]
     assert model.latent_names()[-1] == "z65535"
 
 
@@ -219,7 +255,7 @@ def test_training_reduces_the_loss_and_no_parameter_is_idle(module: ModuleType) 
     first = loss(model)["loss"].item()
     for step in range(200):
         optimizer.zero_grad()
-        value = model.loss(toy(), model.hyper(step))["loss"]
+        value = total(model.loss(toy(), model.hyper(step)))[0]
         value.backward()
         if step == 0:
             assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
