@@ -69,6 +69,11 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def indices(self) -> Tensor:
+        """Positions of its images in the data set, int64 (N,)."""
+        ...
+
+    @property
     def labels_NK(self) -> Tensor | None:
         """What an objective may see of these images' labels, int64 (N, K); -1 where a label is not known."""
         ...
