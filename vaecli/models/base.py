@@ -333,7 +333,7 @@ class Model(nn.Module):
             mean, variance = distributions.moments(q)
             means.append(mean.flatten(1))
             if variance is not None:
-                exact = q.logvar if isinstance(q, distributions.Gaussian) else variance.log()
+                exact = q.logvar if isinstance(q, distributions.Gaussian) else variance.clamp(min=1e-12).log()
                 variances.append(exact.flatten(1))
         per_latent = [
             rates[level.name].flatten(1)
