@@ -4,7 +4,6 @@ tool them.
 A model is tested by existing: nothing about the models themselves is written down here.
 """
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from vaecli import config as configs
 from vaecli import data, device, models, registry
-from vaecli.batch import Batch, DataInfo
+from vaecli.batch import Batch
 from vaecli.config import RunConfig, tree
 from vaecli.data.base import Stream
 from vaecli.data.squares import Config as Squares
@@ -584,11 +583,3 @@ def test_the_flat_posterior_of_a_flow_has_moments_but_no_divergence_a_latent() -
     error = drawn.std(dim=1) / distributions.MOMENT_DRAWS**0.5
     assert ((drawn.mean(dim=1) - q.mean_BD).abs() < 4 * error).all()
     assert ((drawn.var(dim=1).log() - q.logvar_BD).abs() < 4 * (2 / distributions.MOMENT_DRAWS) ** 0.5 * 2).all()
-
-
-def test_info_is_not_needed_beyond_what_it_says() -> None:
-    """A model is built from its section and the facts of the data alone."""
-    info = DataInfo("other", (1, 16, 16), 10, factor_names=("a",), factor_sizes=(4,))
-    for name in NAMES:
-        model = models.build(config_of(name).model, copy.copy(info))
-        assert all(level.size > 0 for level in model.levels)
