@@ -19,6 +19,7 @@ from vaecli import data, models
 from vaecli.batch import Batch
 from vaecli.commands.train import Layers, duration, resolve
 from vaecli.errors import ConfigError, Interrupted
+from vaecli.models.base import Term
 from vaecli.models.beta_vae import Model as BetaVAE
 from vaecli.settings import schedules
 from vaecli.training import rundir, trainer
@@ -129,15 +130,15 @@ def test_divergence_is_reported_and_the_weights_stay_finite(
 ) -> None:
     original = BetaVAE.loss
 
-    def poisoned(self: BetaVAE, batch: Batch, hyper: dict[str, float], phase: str = "main") -> dict[str, torch.Tensor]:
-        terms = original(self, batch, hyper, phase)
+    def poisoned(self: BetaVAE, batch: Batch, hyper: dict[str, float], player: str = "main") -> dict[str, Term]:
+        terms = original(self, batch, hyper, player)
         if int(self.training) and hyper["beta"] > 24.5:  # the schedule below says 25 at step 25
             bad = torch.full((), float("nan"))
             if where == "loss":
-                terms["loss"] = terms["loss"] + bad
+                terms["bad"] = Term(bad)
             else:
                 parameter = next(self.parameters())
-                terms["loss"] = terms["loss"] + (parameter.clamp(min=0) * 0).sum().sqrt()  # value 0, gradient NaN
+                terms["bad"] = Term((parameter.clamp(min=0) * 0).sum().sqrt())  # value 0, gradient NaN
         return terms
 
     monkeypatch.setattr(BetaVAE, "loss", poisoned)
@@ -164,6 +165,35 @@ def test_divergence_is_reported_and_the_weights_stay_finite(
     assert json.loads(Path("runs/d/run.json").read_text())["status"] == "diverged"
     assert json.loads(vae("info", "runs/d", "--json").out)["step"] == 25
     assert vae("analyze", "runs/d").code == 0  # the weights before the bad step were kept, and are finite
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--model", "closed-form", "--lr", "0.1"], "optim.lr would do nothing"),
+        (["--model", "closed-form", "--steps", "5", "--batch-size", "8"], "train.batch_size, train.steps would do"),
+        (["--model", "vae", "-S", "train.steps={mian: 5}"], "did you mean 'main'"),
+        (["--model", "stages", "-S", "train.steps={main: 5}"], "how many steps has the stage 'second'"),
+        (["--model", "vae", "-S", "train.steps={main: 0}"], "greater than 0"),
+    ],
+)
+def test_settings_that_do_nothing_or_fit_no_stage(
+    options: list[str], word: str, toy_models: list[str], vae: Callable[..., Result]
+) -> None:
+    refused = vae("train", "--data", "squares", *options, "--runs-dir", "runs")
+    assert refused.code == 2 and word in refused.err, refused.err
+    assert not Path("runs").exists()
+
+
+def test_weights_of_terms_are_recorded(vae: Callable[..., Result]) -> None:
+    """The terms as they are and what they weigh: their sum is the loss, also while a weight passes through 1."""
+    beta = "model.beta={schedule: linear, start: 0, end: 2, steps: 20}"
+    args = [*TINY, "--model", "beta-vae", "-S", beta, "--steps", 20, "-S", "train.log_every=1", "--runs-dir", "runs"]
+    assert vae("train", *args, "--name", "w", "-q").code == 0
+    for n, record in enumerate(records("runs/w", "train")):
+        assert record["weights"] == pytest.approx({"recon": 1.0, "kl": 0.1 * n})
+        assert record["loss"] == pytest.approx(record["recon"] + 0.1 * n * record["kl"], rel=1e-5)
+        assert record["elbo"] == pytest.approx(-record["recon"] - record["kl"], rel=1e-5)
 
 
 def test_schedules_do_not_depend_on_evaluation(vae: Callable[..., Result]) -> None:

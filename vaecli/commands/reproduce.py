@@ -4,6 +4,7 @@ import json as json_format
 import math
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -88,7 +89,7 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
         runs: dict[str, str] = {}
         for key, arguments in row.train.items():
             name = f"{row.name}-{key}-s{seed}"
-            words = shlex.split(arguments.format(seed=seed, **runs))
+            words = shlex.split(_filled(arguments, seed, runs))
             limit = [] if budget is None else ["--max-time", budget]
             given = ["train", *words, "--runs-dir", str(parent), "--name", name, "--resume", "auto", *limit]
             output.notice(f"{row.name}: vae {shlex.join(given)}")
@@ -97,7 +98,7 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
             runs[key] = str(trained["run"])
         answers: dict[str, Any] = {}
         for key, entry in row.measure.items():
-            command = str(entry["command"]).format(seed=seed, **{k: shlex.quote(v) for k, v in runs.items()})
+            command = _filled(str(entry["command"]), seed, runs)
             if command not in answers:
                 output.notice(f"{row.name}: vae {command}")
                 answers[command] = _vae([*shlex.split(command), "--json"])
@@ -114,6 +115,12 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
         "settings": settings, "seconds": round(time.monotonic() - started, 1),
         "versions": {"vae": __version__, "python": platform.python_version(), **_versions()},
     }  # fmt: skip
+
+
+def _filled(text: str, seed: int, runs: Mapping[str, str]) -> str:
+    """The text with `{seed}` and the runs' `{name}` put in; other braces, as of YAML, stay."""
+    values = {"seed": str(seed), **{key: shlex.quote(path) for key, path in runs.items()}}
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
 
 
 def _versions() -> dict[str, str]:
