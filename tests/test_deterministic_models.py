@@ -80,7 +80,7 @@ def test_rae_spectral_norm_bounds_every_layer() -> None:
 @pytest.mark.parametrize("regulariser", ["l2", "gradient-penalty", "spectral-norm", "none"])
 def test_rae_trains_and_resumes(regulariser: str, vae: Callable[..., Result]) -> None:
     args = ["train", "--data", "squares", "--model", "rae", "-S", "model.net={name: mlp, hidden: [32]}"]
-    args += ["-S", f"model.regulariser={regulariser}", "--latent-dim", 4, "--runs-dir", "runs", "-q"]
+    args += ["-S", f"model.regulariser={regulariser}", "--latent-dim", 4, "--lr", 3e-3, "--runs-dir", "runs", "-q"]
     assert vae(*args, "--steps", 400, "--name", "straight").code == 0
     assert vae(*args, "--steps", 150, "--name", "broken").code == 0
     resumed = vae("train", "--resume", "runs/broken", "--steps", 400, "-q")
@@ -92,7 +92,8 @@ def test_rae_trains_and_resumes(regulariser: str, vae: Callable[..., Result]) ->
     lines = [json.loads(line) for line in Path("runs/straight/metrics.jsonl").read_text().splitlines()]
     recon = [line["recon"] for line in lines if line["kind"] == "train"]
     floor = 256 * 0.5 * math.log(math.pi)
-    assert recon[-1] - floor < 0.8 * (recon[0] - floor)
+    bound = 0.9 if regulariser == "spectral-norm" else 0.7  # layers that may not stretch learn slowly
+    assert recon[-1] - floor < bound * (recon[0] - floor)
     refused = vae("sample", "runs/straight", "-o", "s.png")
     assert refused.code == 2 and "vae density" in refused.err
 
@@ -168,4 +169,4 @@ def test_qlae_learns(vae: Callable[..., Result]) -> None:
     lines = [json.loads(line) for line in Path("runs/q/metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
     assert train[-1]["recon"] < 0.5 * train[0]["recon"]
-    assert train[-1]["commitment"] < 0.05 and train[-1]["used"] > 0.5
+    assert train[-1]["commitment"] < 0.5 * train[0]["commitment"] and train[-1]["used"] > 0.5
