@@ -23,7 +23,7 @@ class Model(Base):
         super().__init__(config, info)
         self.levels = (Level("top", (2,), standard=True), Level("low", (3, 1, 2)))
         self.to_top, self.to_low = nn.Linear(info.pixels, 4), nn.Linear(info.pixels + 2, 12)
-        self.prior = nn.Linear(2, 12)
+        self.prior_net = nn.Linear(2, 12)
         self.decoder = nn.Linear(6, info.pixels)
 
     def q(self, level: str, features: Tensor, given: Values) -> Distribution:
@@ -32,7 +32,7 @@ class Model(Base):
         return _gaussian(self.to_low(torch.cat([features.flatten(1), given["top"]], dim=1)), (3, 1, 2))
 
     def p(self, level: str, given: Values, n: int) -> Distribution:
-        return super().p(level, given, n) if level == "top" else _gaussian(self.prior(given["top"]), (3, 1, 2))
+        return super().p(level, given, n) if level == "top" else _gaussian(self.prior_net(given["top"]), (3, 1, 2))
 
     def out(self, values: Values) -> Tensor:
         return self.decoder(values["low"].flatten(1)).unflatten(1, self.info.shape)
