@@ -31,6 +31,7 @@ def xy(spacing=8, **options):
 # ---- xyobject
 
 
+@pytest.mark.slow
 def test_xyobject_is_the_published_set_bit_for_bit(objects):
     digest, total = hashlib.sha256(), 0
     for part in torch.arange(75_000).split(2_500):
@@ -184,18 +185,17 @@ def test_pixel_order_of_squares_by_hand():
     # Sides 2, 3, 4 grow by 5 and 7 pixels.
     assert (found["size"].step, found["size"].other) == (pytest.approx(6), pytest.approx(8))
     assert found["size"].ratio == pytest.approx(0.75)
-    assert found["size"].order == pytest.approx(1.0)  # the ratio of a straight line of three values
+    assert found["size"].order == pytest.approx(1.0)  # that of squared distances which add up
     # All 39 lines are fewer than those wanted, so the means over sides are exact.
+    apart = [abs(a - b) for a in range(13) for b in range(13) if a != b]
     step = np.mean([2 * side for side in (2, 3, 4)])
-    other = np.mean(
-        [[2 * side * min(side, abs(a - b)) for a in range(13) for b in range(13) if a != b] for side in (2, 3, 4)]
-    )
+    other = np.mean([[2 * side * min(side, d) for d in apart] for side in (2, 3, 4)])
     for name in ("posX", "posY"):
         assert (found[name].step, found[name].other) == (pytest.approx(step), pytest.approx(other))
 
 
-def test_pixel_order_is_one_along_a_straight_line():
-    # Brightness grows along a line: squared distances grow with the square of the steps.
+def test_pixel_order_of_brightness():
+    # Squared distances grow with the square of the steps between, which is 5 on average over the pairs of 5 values.
     value = grid_labels((5, 4)).double()
     images = base.Floats((value @ torch.tensor([[0.1], [0.0]]).double()).float().reshape(20, 1, 1, 1))
     config = base.DataConfig(name="toy", holdout=0)
@@ -204,9 +204,8 @@ def test_pixel_order_is_one_along_a_straight_line():
     )
     a, b = pixel_order.measure(dataset)
     assert a.step == pytest.approx(0.01, rel=1e-6)
-    assert a.other == pytest.approx(
-        0.01 * np.mean([(i - j) ** 2 for i in range(5) for j in range(5) if i != j]), rel=1e-6
-    )
+    assert a.other == pytest.approx(0.05, rel=1e-6)
+    assert a.order == pytest.approx((1 - 1 / 5) / (1 - 3 / 6), rel=1e-6)
     assert (b.step, b.other, b.ratio, b.order) == (0.0, 0.0, None, None)
 
 
@@ -226,7 +225,7 @@ def test_pixel_order_is_seeded():
     assert first != pixel_order.measure(dataset, seed=2, lines=5)
 
 
-def test_pixel_order_of_dsprites(tmp_path, monkeypatch):
+def test_pixel_order_of_dsprites():
     # Without all of them, which take a while: one sprite at every place, drawn as the set draws it.
     words = dsprites._sprites(0, 5, 0).astype(">u8").reshape(1024, 64)
     images = base.Bits(torch.from_numpy(words.view(np.uint8).reshape(1024, -1)), (1, 64, 64))
