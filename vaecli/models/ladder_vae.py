@@ -34,7 +34,7 @@ class Config(NetConfig):
 
     tiny: ClassVar[dict[str, Any]] = {
         **{"latent_dim": 4, "upper": [3, 2], "hidden": [16, 12, 8], "net": {"name": "mlp", "hidden": [16]}},
-        "beta": {"schedule": "linear", "start": 0.0, "end": 1.0, "steps": 20},
+        "beta": {"schedule": "linear", "start": 0.1, "end": 1.0, "steps": 20},
     }
     name: Literal["ladder-vae"] = "ladder-vae"
     latent_dim: Width = 32
