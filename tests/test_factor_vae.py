@@ -98,6 +98,16 @@ def test_the_default_critic_is_the_papers() -> None:
     assert (optim.name, optim.lr, optim.betas) == ("adam", 1e-4, (0.5, 0.9))
 
 
+def test_what_the_critics_optimizer_leaves_out_is_the_papers() -> None:
+    optim = made(critic_optim={"lr": 1e-5}).config.critic_optim
+    assert isinstance(optim, Adam) and (optim.lr, optim.betas) == (1e-5, (0.5, 0.9))
+    assert made(critic_optim={"name": "adam", "betas": [0.9, 0.99]}).config.critic_optim == Adam(
+        lr=1e-4, betas=(0.9, 0.99)
+    )
+    other = made(critic_optim={"name": "sgd", "lr": 0.1}).config.critic_optim
+    assert (other.name, other.lr) == ("sgd", 0.1)
+
+
 def test_the_vaes_terms() -> None:
     model, b = made(gamma=6.5), batch()
     torch.manual_seed(4)

@@ -6,10 +6,11 @@ The critic's logits l_0 and l_1 say whether z is a code of q(z) or of the produc
 latent of the codes of a second batch is permuted; the critic minimises -1/2 E[log D_0(z)] - 1/2 E[log D_1(permuted)].
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
@@ -20,6 +21,15 @@ from vaecli.settings import schedules
 from vaecli.settings.optim import Adam, OptimConfig
 from vaecli.settings.schedules import Weight
 
+CRITIC_OPTIM = Adam(lr=1e-4, betas=(0.5, 0.9))
+
+
+def _on_defaults(value: Any) -> Any:
+    """What an Adam section leaves out is as in `CRITIC_OPTIM`, so that `{lr: 1e-5}` is one, with its betas."""
+    if isinstance(value, dict) and value.get("name", "adam") == "adam":
+        return {**CRITIC_OPTIM.model_dump(), **value}
+    return value
+
 
 class Config(NetConfig):
     """`gamma` weighs the total correlation; `critic` is the second network and `critic_optim` its optimizer."""
@@ -28,7 +38,7 @@ class Config(NetConfig):
     name: Literal["factor-vae"] = "factor-vae"
     gamma: Weight = 35.0
     critic: critics.CriticConfig = critics.CriticConfig()
-    critic_optim: OptimConfig = Adam(lr=1e-4, betas=(0.5, 0.9))
+    critic_optim: Annotated[OptimConfig, BeforeValidator(_on_defaults)] = CRITIC_OPTIM
 
 
 class Model(GaussianVAE):
