@@ -83,12 +83,16 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
     for args in (
         ["encode", "runs/r", "-o", "codes.npz"],
         ["decode", "runs/r", "codes.npz", "-o", "d.png"],
-        ["interpolate", "runs/r", 0, 1, "-o", "i.png"],
         ["info", "runs/r/checkpoints/latest", "--json"],
         ["info", "runs/r/checkpoints/latest/model.safetensors", "--json"],
     ):
         result = vae(*args)
         assert result.code == 0, (args, result.err)
+    between = vae("interpolate", "runs/r", 0, 1, "-o", "i.png")
+    if any(level.kind == "codes" for level in model.inferred):
+        assert between.code == 2 and "codebook" in between.err
+    else:
+        assert between.code == 0, between.err
 
 
 def compare_elbo(run: str, printed: float | None) -> None:
