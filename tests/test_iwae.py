@@ -1,5 +1,6 @@
 """iwae: the bound recomputed in float64, what it does as the number of draws grows, and the two gradients."""
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any
@@ -206,6 +207,31 @@ def test_both_gradients_have_the_same_expectation(upper: int | None) -> None:
         few = torch.stack([gradients(model, batch.part(50), kind, seed)["encoder.3.weight"] for seed in range(40)])
         spread[kind] = float(few.var(dim=0).sum())
     assert spread["dreg"] < spread["standard"]
+
+
+@levels
+def test_the_doubly_reparameterised_gradient_draw_by_draw(upper: int | None) -> None:
+    """Of the encoder: of sum u^2 log w, the u as numbers and the densities of q from a copy that stays."""
+    model, batch, k = build(samples=4, upper=upper, gradient="dreg"), toy(), 4
+    with torch.no_grad():  # so that the shares are far from equal
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    found = gradients(model, batch, "dreg", 5)
+    model.zero_grad()
+    held = copy.deepcopy(model).requires_grad_(False)
+    x = batch.x_BCHW.repeat_interleave(k, dim=0)
+    torch.manual_seed(5)
+    z = model.infer(x, sample=True).values
+    log_w = held.log_prob(x, z, model.hyper(0))
+    for name, q in held.infer(x, given=z).posteriors.items():
+        log_w = log_w + held.p(name, z, len(x)).log_prob(z[name]).sum(dim=1) - q.log_prob(z[name]).sum(dim=1)
+    share = log_w.detach().view(-1, k).softmax(dim=1).flatten()
+    assert share.view(-1, k).std() > 0.1
+    (-(share.square() * log_w).sum() / 16).backward()
+    names = [name for name in found if name.startswith(("encoder", "above"))]
+    assert len(names) == (4 if upper is None else 8)
+    for name in names:
+        same(found[name], model.get_parameter(name).grad)
 
 
 @pytest.mark.parametrize("two", [False, True])
