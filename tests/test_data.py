@@ -107,7 +107,8 @@ def test_parse():
 def test_listing_needs_no_torch():
     code = "import sys, vaecli.data as d; d.parse('mnist'); print(d.registry.names('dataset'), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert out.strip() == "['array', 'dsprites', 'fashion-mnist', 'folder', 'mnist', 'squares'] False"
+    assert out.strip() == f"{registry.names('dataset')} False"
+    assert "dsprites" in out
     assert all(len(registry.summary("dataset", name)) > 20 for name in registry.names("dataset"))
 
 
@@ -651,7 +652,7 @@ BAD_ARRAYS = {
     "objects": (npy(np.array([{}, 1], dtype=object)), "Python objects"),
     "objects in npz": (npz(images=np.array([{}, 1], dtype=object)), "Python objects"),
     "keys": (npz(a=GOOD, b=GOOD), "its arrays: a, b"),
-    "type": (npy(np.zeros((4, 2, 2), np.int64)), "type int64"),
+    "type": (npy(np.zeros((4, 2, 2), np.complex64)), "type complex64"),
     "text": (npy(np.array(["a"])), "type <U1"),
     "shape": (npy(np.zeros((4, 2, 2, 2), np.uint8)), r"shape \(4, 2, 2, 2\)"),
     "flat": (npy(np.zeros((4, 2), np.uint8)), r"shape \(4, 2\)"),

@@ -1,5 +1,6 @@
 """The data sources, one file each. A new file here is a new source: it defines `Config` and `load(config)`."""
 
+import os
 from typing import TYPE_CHECKING
 
 from vaecli import output, registry
@@ -14,12 +15,15 @@ __all__ = ["cache_dir", "data_dir", "load", "parse"]
 
 
 def parse(spec: str) -> dict[str, str]:
-    """The `data` section that a word on the command line stands for: `dsprites`, `folder:PATH`, `array:FILE`.
+    """The `data` section that a word on the command line stands for: `dsprites`, `folder:PATH`, `array:FILE`, or the
+    path alone of a folder or a NumPy file.
 
     ConfigError where there is no such source, or where it takes no path.
     """
     name, colon, path = spec.partition(":")
     known = registry.names("dataset")
+    if name not in known and (there := _source_of(spec)):
+        return {"name": there, "path": spec}
     if name not in known:
         raise ConfigError(f"no dataset is called {name[:80]!r}{registry.nearest(name, known)}")
     if not colon:
@@ -31,15 +35,26 @@ def parse(spec: str) -> dict[str, str]:
     return {"name": name, "path": path}
 
 
+def _source_of(path: str) -> str | None:
+    """`folder` or `array` for a path at which there is one."""
+    if os.path.isdir(path):
+        return "folder"
+    return "array" if path.endswith((".npy", ".npz")) and os.path.isfile(path) else None
+
+
 def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset":
     """The data set that a checked configuration describes, in memory.
 
-    `trained_on`: what a model was trained on; InputError if the images now have another shape, a warning if they are
-    others.
+    `trained_on`: what a model was trained on, by whose range of values files and arrays are read again; InputError if
+    the images now have another shape, a warning if they are others.
 
     ConfigError for options that do not fit the data, InputError for files that cannot be used, MachineError for want
     of memory, disk or network.
     """
+    if trained_on is not None and "range" in type(config).model_fields:
+        # Before the range was kept, folders were read by the whole range of a type.
+        before = "dtype" if config.name == "folder" else "auto"
+        config = config.model_copy(update={"range": trained_on.source.get("range", before)})
     dataset: Dataset = registry.load("dataset", config.name).load(config)
     if trained_on is not None:
         if dataset.info.shape != trained_on.shape:

@@ -1,8 +1,8 @@
-"""Images in a NumPy file, .npy or .npz: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, uint8, bool or float [0, 1].
+"""Images in a NumPy file, .npy or .npz: (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, of bool, integers or floats.
 
 In an npz the images are `images`, `imgs` or `x`, or the only array; factor classes, (N,) or (N, K) integers counted
-from 0 (-1 where unknown), are `factors`, `labels` or `latents_classes`, their names `factor_names`. uint8 images
-that hold nothing above 1 are binary.
+from 0 (-1 where unknown), are `factors`, `labels` or `latents_classes`, their names `factor_names`. Labels of -1 and 1
+are two values; rows that are 1 in one place and 0 elsewhere are one factor. `_range` says what becomes of pixels.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from vaecli.data.base import DataConfig, Dataset, assemble, chunks, require_memory, store
+from vaecli import output
+from vaecli.data import _range
+from vaecli.data.base import Dataset, assemble, chunks, require_memory, store
 from vaecli.errors import InputError
 
 IMAGES = ("images", "imgs", "x")
@@ -24,7 +26,7 @@ FACTORS = ("factors", "labels", "latents_classes")
 Array = np.ndarray[Any, Any]
 
 
-class Config(DataConfig):
+class Config(_range.RangeConfig):
     """`path`: the .npy or .npz file."""
 
     path: str
@@ -33,19 +35,21 @@ class Config(DataConfig):
 def load(config: Config) -> Dataset:
     """InputError for a file that cannot be used, with the first bad image; MachineError where it does not fit."""
     path = Path(config.path).expanduser()
+    _range.check(config.range)
     try:
         if not path.is_file():  # a pipe would be waited for
             raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
-        images, factors, names = _read(path)
+        images, factors, names_given = _read(path)
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         # NumPy's own words may advise to allow pickle: only those of the system are passed on.
         reason = getattr(error, "strerror", None) or "it is damaged, or holds Python objects, which are never read"
         raise InputError(f"{path}: {reason}", "save plain arrays with numpy.savez or numpy.save") from None
-    images_NCHW = np.ascontiguousarray(_images(path, images))
-    labels_NK = None if factors is None else _factors(path, factors, len(images_NCHW))
-    k = 0 if labels_NK is None else labels_NK.shape[1]
-    if names is None or len(names) != k:
-        names = ["class"] if k == 1 else [f"factor{i}" for i in range(k)]
+    images_NCHW, ranges = _images(path, images, config.range)
+    labels_NK: torch.Tensor | None = None
+    names: list[str] = []
+    value_names: list[list[str]] = []
+    if factors is not None:
+        labels_NK, names, value_names = _factors(path, factors, names_given, len(images_NCHW))
     images_store, binary = store(images_NCHW)
     return assemble(
         config,
@@ -53,8 +57,9 @@ def load(config: Config) -> Dataset:
         labels_NK=labels_NK,
         factor_names=names,
         factor_sizes=[] if labels_NK is None else [int(size) + 1 for size in labels_NK.amax(dim=0)],
+        value_names=value_names,
         binary=binary,
-        source={"kind": "array", "sha256": hashlib.sha256(images_NCHW.data).hexdigest()},
+        source={"kind": "array", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
     )
 
 
@@ -89,8 +94,16 @@ def _read(path: Path) -> tuple[Array, Array | None, list[str] | None]:
             if "factor_names" not in arrays:
                 return images, factors, None
             with archive.open(arrays["factor_names"]) as member:
-                names = _member(path, member)
-            return images, factors, [str(name)[:80] for name in names.ravel()[:1000]]
+                try:
+                    names = _member(path, member)
+                except ValueError:
+                    output.warning(f"{path}: factor_names are Python objects, which are never read; save them as text")
+                    return images, factors, None
+            return images, factors, [_text(name)[:80] for name in names.ravel()[:1000]]
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 _LOOKS = {
@@ -123,12 +136,15 @@ def _member(path: Path, file: IO[bytes]) -> Array:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _images(path: Path, images: Array) -> Array:
-    """Checked images (N, C, H, W), uint8 0..255 or float32 in [0, 1]."""
-    if images.dtype.kind not in "bf" and images.dtype != np.uint8:
+def _images(path: Path, images: Array, wanted: _range.Wanted) -> tuple[Array, dict[str, list[float]]]:
+    """Images (N, C, H, W), contiguous, uint8 0..255 or float32 in [0, 1], and the range they were read by."""
+    if images.dtype.kind not in "bfiu":
         raise InputError(f"{path}: images of type {images.dtype}", "convert them to uint8, or to floats in [0, 1]")
     shape = images.shape
-    if images.ndim == 3:
+    if images.ndim == 3 and shape[2] == 3 < min(shape[:2]):
+        output.notice(f"{path}: shape {shape} is taken for one colour image; (N, H, W) would be {shape[0]:,} grey ones")
+        images = images[None].transpose(0, 3, 1, 2)
+    elif images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
@@ -136,25 +152,46 @@ def _images(path: Path, images: Array) -> Array:
         raise InputError(f"{path}: images of shape {shape}", "use (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
     if 0 in shape:
         raise InputError(f"{path}: there are no images in an array of shape {shape}")
-    if images.dtype.kind == "b":
-        return images.astype(np.uint8) * np.uint8(255)
-    if images.dtype == np.uint8:
-        return images * np.uint8(255) if images.max() <= 1 else images
-    start = 0
+    kind = _range.kind(images.dtype)
+    if kind == "bool":
+        return np.ascontiguousarray(images.astype(np.uint8) * np.uint8(255)), {}
+    given = _range.pair(wanted, kind) is not None
+    low, high, start = np.inf, -np.inf, 0
     for part in chunks(images):
-        # Written so that NaN, which compares false, counts as bad.
-        bad = np.flatnonzero(~((part >= 0) & (part <= 1)).reshape(len(part), -1).all(axis=1))
-        if len(bad):
-            image = part[bad[0]]
-            hint = "divide by 255, or save as uint8" if np.isfinite(image).all() else "replace the missing values"
-            values = f"values from {image.min():g} to {image.max():g}"
-            raise InputError(f"{path}: image {start + int(bad[0])} has {values}, not in [0, 1]", hint)
-        start += len(part)
-    return images.astype(np.float32, copy=False)
+        least, greatest = float(part.min()), float(part.max())
+        if not np.isfinite([least, greatest]).all() or (not given and _range.problem(kind, least, greatest)):
+            _refuse_first(path, part, start, kind, given)
+        low, high, start = min(low, least), max(high, greatest), start + len(part)
+    ranges = _range.find(wanted, {kind: (low, high)})
+    _range.say(path, wanted, ranges, {kind: (low, high)})
+    ends = ranges[kind]
+    if kind == "uint8" and ends == [0, 255]:
+        return np.ascontiguousarray(images), ranges
+    result = np.empty(images.shape, np.float32 if kind == "float" else np.uint8)
+    for part, target in zip(chunks(images), chunks(result), strict=True):
+        if kind == "float":
+            target[:] = _range.to_unit(part.astype(np.float32), ends)
+        else:
+            target[:] = _range.to_bytes(part, ends)
+    return result, ranges
 
 
-def _factors(path: Path, factors: Array, n: int) -> torch.Tensor:
-    """Checked labels, int64 (N, K)."""
+def _refuse_first(path: Path, part: Array, start: int, kind: str, given: bool) -> None:
+    """InputError for the first image of these that cannot be used."""
+    for i, image in enumerate(part):
+        low, high = float(image.min()), float(image.max())
+        wrong = _range.problem(kind, low, high)
+        if wrong and not (given and np.isfinite([low, high]).all()):
+            # What to do follows from all of them: one image may have a part of the values only.
+            finite = np.isfinite([low, high]).all()
+            every = _range.problem(kind, float(part.min()), float(part.max())) if finite else None
+            raise InputError(f"{path}: image {start + i} {wrong[0]}", (every or wrong)[1])
+
+
+def _factors(
+    path: Path, factors: Array, names: list[str] | None, n: int
+) -> tuple[torch.Tensor, list[str], list[list[str]]]:
+    """Checked labels, int64 (N, K), the factors' names and those of their values."""
     hint = "factors are integers counted from 0, (N,) or (N, K)"
     if factors.dtype.kind not in "iub" or factors.ndim not in (1, 2) or 0 in factors.shape:
         raise InputError(f"{path}: factors of type {factors.dtype} and shape {factors.shape}", hint)
@@ -162,4 +199,18 @@ def _factors(path: Path, factors: Array, n: int) -> torch.Tensor:
         raise InputError(f"{path}: {len(factors):,} rows of factors for {n:,} images", hint)
     if factors.min() < -1 or factors.max() >= 2**31:
         raise InputError(f"{path}: factors from {factors.min()} to {factors.max()}", hint)
-    return torch.from_numpy(factors.reshape(n, -1).astype(np.int64))
+    labels_NK, value_names = factors.reshape(n, -1).astype(np.int64), []
+    k = labels_NK.shape[1]
+    if names is not None and len(names) != k:
+        output.warning(f"{path}: {len(names):,} factor_names for {k:,} factors; they are left out")
+        names = None
+    if bool((np.abs(labels_NK) == 1).all()) and (labels_NK == -1).any() and (labels_NK == 1).any():
+        output.notice(f"{path}: the labels are -1 and 1, which are taken for two values of each factor, 0 and 1")
+        labels_NK = (labels_NK + 1) // 2
+        value_names = [["-1", "1"]] * k
+    elif k > 1 and bool(((labels_NK == 0) | (labels_NK == 1)).all()) and bool((labels_NK.sum(axis=1) == 1).all()):
+        output.notice(f"{path}: the labels are one-hot: they are taken for one factor of {k} classes")
+        labels_NK, value_names, names, k = labels_NK.argmax(axis=1)[:, None], [names or []], None, 1
+    if names is None:
+        names = ["class"] if k == 1 else [f"factor{i}" for i in range(k)]
+    return torch.from_numpy(labels_NK), names, value_names

@@ -333,14 +333,16 @@ def assemble(
     value_names: Sequence[Sequence[str]] = (),
     binary: bool,
     source: dict[str, Any],
+    val: int = 0,
     test: int = 0,
 ) -> Dataset:
-    """The data set with its splits; the last `test` images are a published test set.
+    """The data set with its splits; the last `test` images are a published test set, the `val` before them are held out
+    in place of `holdout`.
 
     ConfigError where `holdout` leaves nothing to train on or `labelled` does not fit.
     """
-    n = len(images) - test
-    held = count_of(config.holdout, n)
+    n = len(images) - test - val
+    held = 0 if val else count_of(config.holdout, n)
     if isinstance(config.holdout, float):
         held = min(held, n - 1)  # a fraction never takes the only image
     if held >= n:
@@ -349,8 +351,10 @@ def assemble(
     splits = {"train": order[held:][: config.limit]}
     if held:
         splits["val"] = order[:held]
+    if val:
+        splits["val"] = n + torch.randperm(val, generator=generator("val", _SPLIT_SEED))
     if test:
-        splits["test"] = torch.arange(n, n + test)
+        splits["test"] = torch.arange(n + val, n + val + test)
     if config.labelled is not None:
         if labels_NK is None:
             raise ConfigError(
@@ -375,8 +379,8 @@ def _check_labelled(
     labelled: int | float | dict[str, int | float], labels_NK: Tensor, factor_names: Sequence[str]
 ) -> None:
     """ConfigError where more labels are to be seen than are known, or those of a factor that there is not."""
-    shares: dict[str | None, int | float] = {**labelled} if isinstance(labelled, dict) else {None: labelled}
-    for name, share in shares.items():
+    shares = labelled.items() if isinstance(labelled, dict) else [(None, labelled)]
+    for name, share in shares:
         if name is None:
             key, known_N = "data.labelled", (labels_NK >= 0).any(dim=1)
         elif name in factor_names:

@@ -1,9 +1,13 @@
 """A folder of image files, sub-folders included: png, jpg, bmp, webp, gif, tif; sub-folder names are class labels.
 
 What becomes of an image, in this order: the first frame; turned upright by its EXIF tag; transparency laid over white;
-16 bits divided by 257, floats in [0, 1] times 255; palette, CMYK and the like to RGB; three channels to one by the luma
-0.299 R + 0.587 G + 0.114 B; with `image_size`, cropped at the centre to that aspect and resized (bicubic, antialiased).
-Hidden files are skipped and links to folders not followed. Images are decoded once and stay in memory.
+more than 8 bits and floats to bytes, by the range of their values (see `_range`); palette, CMYK and the like to RGB;
+three channels to one by the luma 0.299 R + 0.587 G + 0.114 B; with `image_size`, cropped at the centre to that aspect
+and resized (bicubic, antialiased). Hidden files are skipped and links to folders not followed. Images are decoded once
+(those whose range is not that of their type, twice) and stay in memory.
+
+Where the first folders are called train, val and test, they are the parts of the set, and the classes are below them.
+What is left out (frames, files of other kinds, what a crop cuts off) is said.
 """
 
 import ctypes
@@ -32,13 +36,33 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
-from vaecli.data.base import DataConfig, Dataset, assemble, require_memory, store
+from vaecli.data import _range
+from vaecli.data.base import Dataset, assemble, require_memory, store
 from vaecli.errors import InputError, MachineError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 MAX_PIXELS = 89_478_485  # of one file: where Pillow begins to suspect a decompression bomb
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SHOWN = 10
+# Files beside images that nobody takes for images; all others that are passed over are named.
+_BESIDE = {
+    ".txt",
+    ".md",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".pdf",
+    ".py",
+    ".ini",
+    ".log",
+    ".db",
+}
+_PARTS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
+_CUT = 0.25  # the share of an image that a crop may take before it is said
 
 _WORKERS = 16  # processes that read, at most: what more of them make, one process can hardly take in
 _TASK, _TASK_BYTES = 32, 2**20  # files that one reads at a time, and bytes of what becomes of them
@@ -51,7 +75,7 @@ T = TypeVar("T")
 Side = Annotated[int, Field(gt=0, le=8192)]
 
 
-class Config(DataConfig):
+class Config(_range.RangeConfig):
     """`image_size`: a square's side or [height, width]; null where all images have one size already.
 
     `channels`: 1 or 3; null for 1 where all images are grey, else 3. `on_bad_image`: `error`, or `skip` to go without.
@@ -68,7 +92,10 @@ def load(config: Config) -> Dataset:
     MachineError where they do not fit into memory.
     """
     root = Path(config.path).expanduser()
+    _range.check(config.range)
     paths, sizes = _find(root), []
+    if parts := _parts(root, paths):
+        paths.sort(key=parts.__getitem__)
     if config.image_size is None:
         read = list(_read(config, "scanning images", paths, read_header, size=256, enough=4000))
         paths, sizes = [path for path, _ in read], [size for _, (size, _) in read]
@@ -81,13 +108,35 @@ def load(config: Config) -> Dataset:
     what = f"{root}: {len(paths):,} images of {channels}x{height}x{width}"
     require_memory(len(paths) * size, what, "set a smaller data.image_size")
     images_NCHW = np.empty((len(paths), channels, height, width), np.uint8)
-    decode = partial(read_pixels, channels=channels, height=height, width=width)
     good: list[str] = []
-    for path, image_CHW in _read(config, "decoding images", paths, decode, size, enough=250):
+    facts: list[Facts] = []
+
+    def decoded(paths: list[str], wanted: _range.Wanted) -> Iterator[tuple[str, tuple[Array, Facts]]]:
+        decode = partial(_decode, channels=channels, height=height, width=width, wanted=wanted)
+        return _read(config, "decoding images", paths, decode, size, enough=250)
+
+    for path, (image_CHW, fact) in decoded(paths, config.range):
         images_NCHW[len(good)] = image_CHW
         good.append(path)
+        facts.append(fact)
     images_NCHW = images_NCHW[: len(good)]
-    labels_NK, classes = _classes(root, good)
+    extents = _extents(facts)
+    ranges = _range.find(config.range, extents)
+    # What is asked for is known at once, but what is to be found only now.
+    other = {
+        path: i
+        for i, (path, fact) in enumerate(zip(good, facts, strict=True))
+        if ranges[fact.kind] != _range.at_first(config.range, fact.kind)
+    }
+    if other:
+        for path, (image_CHW, _) in decoded(list(other), ranges):
+            images_NCHW[other[path]] = image_CHW
+    _range.say(root, config.range, ranges, extents)
+    _say_left_out(root, good, facts, height, width)
+    labels_NK, classes = _classes(root, good, depth=1 if parts else 0)
+    counts = Counter(parts[path] for path in good) if parts else Counter()
+    if parts and not counts[0]:
+        raise InputError(f"{root}: no image to train on can be read")
     images, binary = store(images_NCHW)
     return assemble(
         config,
@@ -95,8 +144,11 @@ def load(config: Config) -> Dataset:
         labels_NK=labels_NK,
         factor_names=("class",) if classes else (),
         factor_sizes=(len(classes),) if classes else (),
+        value_names=(classes,) if classes else (),
         binary=binary,
-        source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest()},
+        source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
+        val=counts[1],
+        test=counts[2],
     )
 
 
@@ -104,16 +156,27 @@ def _find(root: Path) -> list[str]:
     """Paths of the images, sorted by their parts."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder", "give the folder with the images: --data folder:PATH")
-    paths = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-    ]
-    paths = [path for path in paths if os.path.isfile(path)]  # a pipe or a dangling link is no image
+    paths, passed = [], Counter[str]()
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(".") or not os.path.isfile(os.path.join(folder, name)):
+                continue  # a pipe or a dangling link is no image
+            ending = os.path.splitext(name)[1].lower()
+            if ending in SUFFIXES:
+                paths.append(os.path.join(folder, name))
+            elif ending not in _BESIDE:
+                passed[ending or "no ending"] += 1
     if not paths:
         raise InputError(f"{root}: no images found", f"files ending in {' '.join(sorted(SUFFIXES))} are looked for")
+    if passed:
+        listed = ", ".join(f"{ending} ({n:,})" for ending, n in passed.most_common(5)) + ", ..." * (len(passed) > 5)
+        output.warning(f"{root}: {passed.total():,} files are passed over: {listed}")
     return sorted(paths, key=lambda path: path.split(os.sep))
+
+
+def _folders(root: Path, path: str) -> list[str]:
+    """The folders below the root in which an image lies."""
+    return os.path.relpath(path, root).split(os.sep)[:-1]
 
 
 @dataclass(frozen=True)
@@ -171,7 +234,7 @@ def _read(
             for results in loader:
                 for path, result in zip(islice(left, len(results)), results, strict=True):
                     if isinstance(result, _Bad):
-                        bad.append(f"{path} ({result.problem})")
+                        bad.append(f"{path} ({_in_words(path, result.problem)})")
                     else:
                         yield path, result
                 advance(len(results))
@@ -186,6 +249,25 @@ def _read(
             hint = "repair or remove them, or set data.on_bad_image=skip" if len(bad) < len(paths) else None
             raise InputError(f"images that cannot be read: {listed}", hint)
         output.warning(f"{len(bad):,} images that cannot be read are left out: {listed}")
+
+
+def _in_words(path: str, problem: str) -> str:
+    """What is wrong with a file; of a TIFF that Pillow does not know, how its values are stored."""
+    try:
+        with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
+            if (start := file.read(8))[:4] not in (b"II*\0", b"MM\0*") or "known format" not in problem:
+                return problem
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+        bits, channels, kind = tags.get(258, (1,)), tags.get(277, 1), tags.get(339, (1,))
+        number = {1: "unsigned integers", 2: "signed integers", 3: "floats"}.get(kind[0], "values")
+    except Exception:  # it is damaged after all
+        return problem
+    return (
+        f"a TIFF of {channels} channels of {bits[0]}-bit {number}, which is not read: save it with 8 or 16 bits, or "
+        "all as one NumPy array"
+    )
 
 
 @contextmanager
@@ -215,13 +297,23 @@ def read_header(path: str) -> tuple[tuple[int, int], str]:
         width, height = image.size
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size some versions of Pillow turn by themselves
             width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-        return (width, height) if turned else (height, width), image.mode
+        return (width, height) if turned else (height, width), _mode(image)
+
+
+def _mode(image: Image.Image) -> str:
+    """Its mode; `L` for a palette of greys."""
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
+        colours_N3 = np.frombuffer(bytes(image.palette.palette), np.uint8)
+        colours_N3 = colours_N3[: len(colours_N3) // 3 * 3].reshape(-1, 3)
+        if len(colours_N3) and bool((colours_N3 == colours_N3[:, :1]).all()):
+            return "L"
+    return image.mode
 
 
 def _is_grey(path: str) -> bool:
     try:
         with _open(path) as image:
-            return image.mode in _GREY
+            return _mode(image) in _GREY
     except Exception:  # what is wrong with it will be said when it is decoded
         return True
 
@@ -241,9 +333,30 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
     return counts[0][0]
 
 
-def read_pixels(path: str, channels: int, height: int, width: int) -> Array:
-    """uint8 (C, H, W)."""
+def read_pixels(path: str, channels: int, height: int, width: int, wanted: _range.Wanted = "auto") -> Array:
+    """uint8 (C, H, W), by a range as in the settings or as it was stored with a run.
+
+    What is to be found from a whole set (`auto`) is for integers the range of their type here.
+    """
+    return _decode(path, channels, height, width, wanted)[0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image file once it is decoded: the type of its values, the smallest and the greatest, the
+    share that the crop cuts off, and how many frames there are."""
+
+    kind: str
+    low: float
+    high: float
+    cut: float
+    frames: int
+
+
+def _decode(path: str, channels: int, height: int, width: int, wanted: _range.Wanted) -> tuple[Array, Facts]:
+    """The image as uint8 (C, H, W), and the facts."""
     with _open(path) as image:
+        frames = _frames(image)
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             # A JPEG can be decoded at a half, a quarter or an eighth; never below twice the size wanted, so that the
             # resampling that follows still decides.
@@ -251,18 +364,42 @@ def read_pixels(path: str, channels: int, height: int, width: int) -> Array:
             image.draft(image.mode, (side, side))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.rint(np.clip(np.asarray(image), 0, 65535) / 257.0).astype(np.uint8))
-    elif image.mode == "F":
+    kind = {"1": "bool", "I": "int32", "F": "float"}.get(image.mode, "uint16" if image.mode[0] == "I" else "uint8")
+    ends = _range.at_first(wanted, kind)
+    if kind in ("uint16", "int32", "float"):
         values = np.asarray(image)
-        if not (values.min() >= 0.0 and values.max() <= 1.0):
-            raise ValueError(f"float values from {values.min():g} to {values.max():g} are not in [0, 1]")
-        image = Image.fromarray(np.rint(255.0 * values).astype(np.uint8))
+        extent = float(values.min()), float(values.max())
+        wrong = _range.problem(kind, *extent)
+        if wrong and (wanted == "auto" or not np.isfinite(extent).all()):
+            raise ValueError(f"{wrong[0]}: {wrong[1]}")
+        image = Image.fromarray(_range.to_bytes(values, ends))
     elif "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)  # which would copy
+    if kind == "uint8":
+        least, greatest = zip(*(image.getextrema() if channels > 1 else [image.getextrema()]), strict=True)
+        extent = float(min(least)), float(max(greatest))
+        if ends != [0, 255]:
+            image = image.point(_range.to_bytes(np.arange(256), ends).tolist() * channels)
+    elif kind == "bool":
+        extent = 0.0, 1.0
+    scale = min(image.width / width, image.height / height)
+    cut = 1 - scale * width * scale * height / (image.width * image.height)
+    return _fit(image, height, width), Facts(kind, *extent, cut, frames)
+
+
+def _frames(image: Image.Image) -> int:
+    """How many there are; one where that cannot be told, and of the previews that cameras put into a JPEG."""
+    try:
+        return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except Exception:  # of the frames behind the first, which alone is read, one may be damaged
+        return 1
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Array:
+    """Cropped at the centre and resized: uint8 (C, H, W)."""
     if image.size == (width, height):
         return _channels_first(image)
     # The largest part in the middle that has the wanted proportions.
@@ -286,11 +423,55 @@ def _channels_first(image: Image.Image) -> Array:
     return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
-def _classes(root: Path, paths: list[str]) -> tuple[Tensor | None, list[str]]:
-    """Labels (N, 1) by immediate sub-folder in sorted order, if all images are in sub-folders and there are several."""
-    folders = [os.path.relpath(path, root).rpartition(os.sep)[0].partition(os.sep)[0] for path in paths]
-    classes = sorted(set(folders))
-    if len(classes) < 2 or "" in classes:
+def _extents(facts: list[Facts]) -> dict[str, _range.Extent]:
+    """The smallest and the greatest value of each type."""
+    found: dict[str, _range.Extent] = {}
+    for fact in facts:
+        low, high = found.get(fact.kind, (fact.low, fact.high))
+        found[fact.kind] = min(low, fact.low), max(high, fact.high)
+    return found
+
+
+def _say_left_out(root: Path, paths: list[str], facts: list[Facts], height: int, width: int) -> None:
+    """Frames behind the first, and what a crop cuts off."""
+    if several := [path for path, fact in zip(paths, facts, strict=True) if fact.frames > 1]:
+        more = sum(fact.frames - 1 for fact in facts)
+        output.warning(
+            f"{root}: {len(several):,} files hold several frames, of which the first is taken; {more:,} are left out "
+            f"(in {several[0]} and others)"
+        )
+    if cropped := [fact.cut for fact in facts if fact.cut > _CUT]:
+        output.warning(
+            f"{root}: {len(cropped):,} images are cropped to the proportions of {width}x{height}, which cuts off "
+            f"{min(cropped):.0%} to {max(cropped):.0%} of each; data.image_size=[height, width] sets other proportions"
+        )
+
+
+def _parts(root: Path, paths: list[str]) -> dict[str, int]:
+    """0 of an image to train on, 1 of one of `val`, 2 of `test`; empty where the first folders are not called so."""
+    first = {path: (_folders(root, path) or [""])[0].lower() for path in paths}
+    if not set(first.values()) <= _PARTS.keys():
+        return {}
+    parts = {path: _PARTS[name] for path, name in first.items()}
+    if 0 not in parts.values() or len(set(parts.values())) == 1:
+        return {}
+    listed = ", ".join(sorted(set(first.values())))
+    output.notice(f"{root}: the folders {listed} are taken for the parts of the set, not for classes")
+    return parts
+
+
+def _classes(root: Path, paths: list[str], depth: int) -> tuple[Tensor | None, list[str]]:
+    """Labels (N, 1) by the folders at this depth, numbers in their order, if there are several; images beside these
+    folders have none."""
+    name_N = [(_folders(root, path)[depth:] or [""])[0] for path in paths]
+    classes = sorted(set(name_N) - {""}, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
+    if len(classes) < 2:
         return None, []
-    number = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([[number[folder]] for folder in folders]), classes
+    if beside := name_N.count(""):
+        output.warning(f"{root}: {beside:,} images lie beside the folders of the classes; they have no label")
+    number = {name: i for i, name in enumerate(classes)} | {"": -1}
+    return torch.tensor([[number[name]] for name in name_N]), classes
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
