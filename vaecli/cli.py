@@ -429,6 +429,9 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Read by every Python that is started from here, by multiprocessing too: it would look for modules in the current
+    # directory first, which may be a stranger's.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app(prog_name="vae")
     except VaeError as error:
