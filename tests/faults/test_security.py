@@ -1,0 +1,179 @@
+"""What a stranger's file, name or directory must not be able to do. Each test fails when its protection is taken out."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, Result
+from PIL import EpsImagePlugin, Image
+
+from vaecli import codes, native
+from vaecli.data import folder
+
+# ----------------------------------------------------------------------------------------- programs that are not ours
+
+
+@pytest.fixture
+def ghostscript(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file that exists as soon as anything called `gs` was started."""
+    started, place = tmp_path / "started", tmp_path / "bin"
+    place.mkdir()
+    (place / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (place / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks once and remembers
+    return started
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_interpreter_is_started_for_an_image(ghostscript: Path, tiny_run: Path, vae: Callable[..., Result]) -> None:
+    """PostScript under the name of an image is no image, wherever images are read."""
+    Path("evil").mkdir()
+    for i in range(3):
+        Path(f"evil/{i}.png").write_bytes(EPS)
+    for args in (
+        ["reconstruct", tiny_run, "evil/0.png"],
+        ["interpolate", tiny_run, "evil/0.png", "0"],
+        ["traverse", tiny_run, "--center", "evil/0.png"],
+        ["encode", tiny_run, "evil/0.png", "-o", "-"],
+        ["train", "--data", "folder:evil", "--runs-dir", "r"],
+        ["train", "--data", "folder:evil", "-S", "data.image_size=16", "--runs-dir", "r"],
+    ):
+        done = vae(*args)
+        assert done.code == 3 and "not an image of a known format" in done.err, done.err
+    assert not ghostscript.exists()
+
+
+def test_documented_formats_are_all_that_are_read(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for kind in ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF"):
+        image.save(tmp_path / "x", kind)
+        assert folder.read_header(str(tmp_path / "x"))[0] == (8, 8)
+    for kind in ("PPM", "ICO", "TGA", "PCX", "SGI"):
+        image.save(tmp_path / "x", kind)
+        with pytest.raises(ValueError, match="known format"):
+            folder.read_header(str(tmp_path / "x"))
+
+
+EVIL = "import pathlib; pathlib.Path({marker!r}).touch()\nraise SystemExit(7)\n"
+
+
+@pytest.fixture
+def evil_modules(tmp_path: Path) -> Path:
+    """Modules in the current directory, called like those Python and we need; the file exists once one was imported."""
+    marker = tmp_path / "imported"
+    for name in ("yaml", "struct", "pickle", "vaecli", "socket", "typer"):
+        Path(f"{name}.py").write_text(EVIL.format(marker=str(marker)))
+    return marker
+
+
+def installed(*args: object, code: str = "from vaecli.cli import main; main()") -> subprocess.CompletedProcess[str]:
+    """The command as its installed script starts it: with the script's folder on the path, not the current one."""
+    script = Path("bin/vae")
+    script.parent.mkdir()
+    script.write_text(code)
+    line = [sys.executable, str(script), *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_seeds_run_no_module_of_the_current_directory(evil_modules: Path) -> None:
+    done = installed("train", *TINY, "--steps", 2, "--runs-dir", "r", "--name", "x", "--seeds", "0-1", "-q")
+    assert done.returncode == 0 and done.stdout == "r/x-s0\nr/x-s1\n", done.stderr
+    assert not evil_modules.exists()
+
+
+SPAWNED = """
+import multiprocessing
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    import torch
+    torch.set_num_threads(2)
+    from vaecli import cli
+    from vaecli.data import folder
+    read = folder._read
+    folder._SLOW_START = 1
+    folder._read = lambda *args, **more: read(*args, **{**more, "enough": 1})
+    cli.main()
+"""
+
+
+def test_readers_run_no_module_of_the_current_directory(evil_modules: Path) -> None:
+    """Where processes do not start as copies, multiprocessing starts a Python of its own."""
+    Path("images").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((16, 16), i, np.uint8)).save(f"images/{i}.png")
+    done = installed("train", "--data", "folder:images", *TINY[2:], "-S", "data.holdout=0", "--dry-run", code=SPAWNED)
+    assert done.returncode == 0, done.stderr
+    assert not evil_modules.exists()
+
+
+needs_kernels = pytest.mark.skipif(native.load() is None, reason=f"no compiled kernels here: {native.why_not}")
+
+
+@needs_kernels
+def test_the_linker_takes_nothing_from_the_current_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GNU ld looks for libgcc_s.so.1 there first: whatever it is, it must not even be opened."""
+    monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path / "cache"))
+    Path("libgcc_s.so.1").write_text("no library: the linker fails on it")
+    assert native._library().is_file()
+
+
+# --------------------------------------------------------------------------------------------------------------- caches
+
+
+def test_flipped_codes_in_the_cache_are_made_again(
+    tiny_run: Path, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Signs flipped in the cache gave other metrics, without a word."""
+    monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path / "cache"))
+    assert vae("encode", tiny_run, "-n", 50, "-o", "a.csv").code == 0
+    (file,) = (tmp_path / "cache" / "codes").iterdir()
+    content = bytearray(file.read_bytes())
+    whole = bytes(content)
+    for i in range(3, 400, 4):  # the highest byte of float32, from the end: its first bit is the sign
+        content[-i + 2] ^= 0x80
+    file.write_bytes(content)
+    assert vae("encode", tiny_run, "-n", 50, "-o", "b.csv").code == 0
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    assert file.read_bytes() == whole  # and the cache is whole again
+
+
+def kernels_in(monkeypatch: pytest.MonkeyPatch, place: Path) -> Path:
+    monkeypatch.setenv("VAE_CACHE_DIR", str(place))
+    return native._library()
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", ["a flipped bit", "writable by others", "a link"])
+def test_compiled_code_that_is_not_as_it_was_written_is_not_run(
+    change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = kernels_in(monkeypatch, tmp_path / "cache")
+    whole, inode = path.read_bytes(), path.stat().st_ino
+    assert native._library().stat().st_ino == inode  # not made again without need
+    if change == "a flipped bit":
+        path.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+    elif change == "writable by others":
+        path.chmod(0o666)
+    else:
+        path.rename(tmp_path / "elsewhere.so")
+        path.symlink_to(tmp_path / "elsewhere.so")
+    native._library()
+    assert path.stat().st_ino != inode and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+
+
+@needs_kernels
+def test_a_cache_that_anyone_can_exchange_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder itself is ours alone, but the one around it lets anybody rename it."""
+    kernels_in(monkeypatch, tmp_path / "open")
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(RuntimeError, match="anyone can write"):
+        native._library()
+    (tmp_path / "open").chmod(0o1777)  # as /tmp is: only the owner of a folder can rename it
+    assert native._library().is_file()
