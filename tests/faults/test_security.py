@@ -1,18 +1,22 @@
-"""What a stranger's file, name or directory must not be able to do. Each test fails when its protection is taken out."""
+"""What a stranger's file, name or directory cannot do. Each test fails when its protection is taken out."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, Result
 from PIL import EpsImagePlugin, Image
 
-from vaecli import codes, native
+from vaecli import checkpoint, native, safe_files
 from vaecli.data import folder
+from vaecli.errors import MachineError
 
 # ----------------------------------------------------------------------------------------- programs that are not ours
 
@@ -177,3 +181,162 @@ def test_a_cache_that_anyone_can_exchange_is_not_used(monkeypatch: pytest.Monkey
         native._library()
     (tmp_path / "open").chmod(0o1777)  # as /tmp is: only the owner of a folder can rename it
     assert native._library().is_file()
+
+
+# ------------------------------------------------------------------------------------------- a stranger's run directory
+
+STEP = "checkpoints/step-00000030"
+WRITTEN = (".lock", "run.json", "config.yaml", "metrics.jsonl", "train.log")
+GUESSABLE = (".run.json.tmp", ".config.yaml.tmp", ".metrics.jsonl.tmp", "diverged.json")
+READ = tuple(
+    f"{STEP}/{name}"
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "manifest.json",
+        "trainer/state.json",
+        "trainer/optimizer.safetensors",
+    )
+)
+MINE = "# MINE-AND-PRIVATE\n"
+
+
+@pytest.fixture
+def hurry() -> Iterator[None]:
+    """A test that waits at a pipe fails."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    old = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+
+
+def put(run: Path, name: str, kind: str, target: Path) -> None:
+    place = run / name
+    place.unlink(missing_ok=True)
+    if kind == "link":
+        place.symlink_to(target)
+    elif kind == "hard link":
+        os.link(target, place)
+    else:
+        os.mkfifo(place)
+
+
+def every_use(run: Path, vae: Callable[..., Result]) -> Iterator[Result]:
+    """What may be done with a run that was handed on."""
+    yield vae("info", run)
+    yield vae("report", run, "--metrics", "none", "--limit", 16, "-o", "page.html", "--force")
+    yield vae("train", "--resume", run, "--steps", 40)
+    yield vae(
+        "train", *TINY, "--model", "beta-vae", "--steps", 3, "--runs-dir", run.parent, "--name", run.name, "--force"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for kind in ("link", "pipe") for name in (*WRITTEN, *GUESSABLE, *READ)]
+    + [(name, "hard link") for name in WRITTEN],
+)
+def test_nothing_in_a_run_leads_out_of_it(
+    name: str, kind: str, tiny_run: Path, vae: Callable[..., Result], tmp_path: Path, hurry: None
+) -> None:
+    """Whatever stands in the place of a file: no file elsewhere is emptied, written to or shown, and nothing waits."""
+    target = tmp_path / "startup"
+    target.write_text(MINE)
+    put(tiny_run, name, kind, target)
+    before = target.stat()
+    for done in every_use(tiny_run, vae):
+        assert done.code in (0, 2, 3, 5), done.err
+        assert "MINE" not in done.out + done.err
+        page = Path("page.html").read_text() if Path("page.html").exists() else ""
+        assert kind == "hard link" or "MINE" not in page
+        assert target.read_text() == MINE and target.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
+def test_a_report_shows_nothing_of_linked_files(
+    name: str, tiny_run: Path, vae: Callable[..., Result], tmp_path: Path
+) -> None:
+    private = tmp_path / "private"
+    private.write_text('{"preset": "MINE", "kind": "train", "step": 3, "loss": 1.0}\n')
+    put(tiny_run, name, "link", private)
+    done = vae("report", tiny_run, "--metrics", "none", "-o", "page.html")
+    assert done.code == 0 and f"{name}: is a link" in done.err, done.err
+    assert "MINE" not in Path("page.html").read_text()
+
+
+def test_a_refused_start_leaves_the_target_of_the_lock(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    Path("mine").write_text(MINE)
+    put(tiny_run, ".lock", "link", Path("mine").absolute())
+    done = vae("train", *TINY, "--steps", 3, "--runs-dir", tiny_run.parent, "--name", tiny_run.name)
+    assert done.code in (2, 5) and Path("mine").read_text() == MINE, done.err
+    done = vae("train", "--resume", tiny_run, "--steps", 40)
+    assert done.code == 5 and "is a link" in done.err and Path("mine").read_text() == MINE
+
+
+def test_folders_behind_a_link_are_not_deleted(tiny_run: Path, vae: Callable[..., Result], tmp_path: Path) -> None:
+    """Retention and tidying up delete folders by their names, which must be in the run itself."""
+    (tiny_run / "checkpoints").rename(tmp_path / "mine")
+    for name in ("step-00000001", "step-00000002", "step-99999999", ".tmp-photos"):
+        (tmp_path / "mine" / name).mkdir()
+        (tmp_path / "mine" / name / "thesis.tex").write_text("x")
+    before = sorted(p.name for p in (tmp_path / "mine").iterdir())
+    (tiny_run / "checkpoints").symlink_to(tmp_path / "mine")
+    for done in (vae("train", "--resume", tiny_run, "--steps", 40, "-S", "train.keep=1"),):
+        assert done.code == 5 and "checkpoints: is a link" in done.err, done.err
+    with pytest.raises(OSError, match="is a link"):
+        checkpoint.clean_up(tiny_run / "checkpoints", 30)
+    loaded = checkpoint.load(tmp_path / "mine", torch.device("cpu"))
+    with pytest.raises(MachineError, match="is a link"):
+        checkpoint.commit(tiny_run / "checkpoints", loaded.model, loaded.config, 50, 1, {}, {})
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == before
+
+
+def test_steps_that_are_links_are_none(tiny_run: Path, tmp_path: Path) -> None:
+    """A folder of ours by the name of a step is neither read, nor moved, nor deleted."""
+    other = tmp_path / "other"
+    (tiny_run / STEP).rename(other)
+    (tiny_run / STEP).symlink_to(other)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no"):
+        checkpoint.newest_intact(tiny_run)
+    with pytest.raises(checkpoint.CheckpointError, match="holds no"):
+        checkpoint.resolve(tiny_run)
+
+
+@pytest.mark.parametrize(
+    "target", ["../../elsewhere", "/{tmp}/elsewhere", ".", "../checkpoints/step-00000030", "step-x"]
+)
+def test_latest_leads_to_a_step_beside_it_only(
+    target: str, tiny_run: Path, tmp_path: Path, vae: Callable[..., Result]
+) -> None:
+    for place in (tmp_path / "elsewhere", tiny_run.parent / "elsewhere", tiny_run / "checkpoints" / "step-x"):
+        shutil.copytree(tiny_run / STEP, place)
+    (tiny_run / "checkpoints" / "latest").unlink()
+    (tiny_run / "checkpoints" / "latest").symlink_to(target.format(tmp=tmp_path))
+    assert checkpoint.resolve(tiny_run) == tiny_run / STEP / "model.safetensors"
+    assert "does not lead to a checkpoint" in vae("info", tiny_run).err
+
+
+def test_new_files_have_names_that_nobody_can_foresee(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Made exclusively, and another name each time; nothing is left where the work ends in an error."""
+    names: list[str] = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: names.append(Path(a).name) or real(a, b))
+    for _ in range(2):
+        safe_files.replace(tmp_path / "x", b"whole")
+    assert len(set(names)) == 2 and all(str(os.getpid()) != name.split(".")[-2] for name in names)
+    monkeypatch.setattr(safe_files.secrets, "token_hex", lambda n: "known")
+    (tmp_path / "mine").write_text(MINE)
+    (tmp_path / ".x.known.part").symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError):
+        safe_files.replace(tmp_path / "x", b"other")
+    assert (tmp_path / "mine").read_text() == MINE and (tmp_path / "x").read_bytes() == b"whole"
+    (tmp_path / ".x.known.part").unlink()
+    with pytest.raises(KeyboardInterrupt), safe_files.replacing(tmp_path / "x") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "x"] and (tmp_path / "x").read_bytes() == b"whole"

@@ -14,7 +14,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaecli import checkpoint, data, device, fast, graph, models, output, presets, registry, rundir, schedules, trainer
+from vaecli import (
+    checkpoint,
+    data,
+    device,
+    fast,
+    graph,
+    models,
+    output,
+    presets,
+    registry,
+    rundir,
+    safe_files,
+    schedules,
+    trainer,
+)
 from vaecli import config as configs
 from vaecli import tree as trees
 from vaecli.batch import DataInfo
@@ -131,7 +145,7 @@ def run(
         if name is None:
             raise ConfigError("--resume auto needs --name, to know which run to look for")
         rundir.check_name(name)
-        started_before = (parent / name / "run.json").is_file()
+        started_before = safe_files.is_plain(parent / name / "run.json")
         if started_before and any((parent / name / "checkpoints").glob("step-*")):
             resume, name, runs_dir, init_from = str(parent / name), None, None, None
         else:
@@ -252,7 +266,7 @@ def _resume(path: Path, layers: Layers, where: torch.device, limit: float | None
         raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
     one_step = path.parent.name == "checkpoints" and path.is_dir()  # named by hand: never fall back to another
     run_path = path.resolve().parent.parent if one_step else path
-    if not (run_path / "run.json").is_file():
+    if not safe_files.is_plain(run_path / "run.json"):
         raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
     run_dir = rundir.RunDir(run_path)
     if one_step:
