@@ -379,7 +379,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         info = TypeAdapter(DataInfo).validate_python(stored["data"])
         step = TypeAdapter(Count).validate_python(stored["step"], strict=True)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.message}", more=error.more) from None
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: the stored configuration is damaged") from None
     if len(info.shape) != 3 or not all(0 < side <= _MAX_SIDE for side in info.shape) or info.shape[0] > 64:
@@ -404,7 +404,7 @@ def load_model(path: Path, device: torch.device) -> Loaded:
         with torch.device("meta"):
             model = models.build(config.model, info)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.message}", more=error.more) from None
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:
         raise CheckpointError(
             f"{path}: the stored model cannot be built: {str(error).partition(chr(10))[0][:200]}"

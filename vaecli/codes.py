@@ -319,9 +319,7 @@ def to_csv(codes: Codes, index_N: Array, rows: int = 4096) -> Iterator[bytes]:
         names += codes.factor_names
         columns.append(codes.factors_NK)
         formats += ["%d"] * k
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(names)
-    yield header.getvalue().encode()
+    yield f"{output.csv_lines([names])[0]}\n".encode()
     line = ",".join(formats) + "\n"
     for start in range(0, len(codes), rows):
         lists = [column[start : start + rows].tolist() for column in columns]

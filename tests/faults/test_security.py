@@ -1,18 +1,23 @@
 """What a stranger's file, name or directory cannot do. Each test fails when its protection is taken out."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result
 from PIL import EpsImagePlugin, Image
+from safetensors.torch import load_file, save_file
 
 from vaecli import checkpoint, native, safe_files
 from vaecli.data import folder
@@ -340,3 +345,125 @@ def test_new_files_have_names_that_nobody_can_foresee(monkeypatch: pytest.Monkey
         file.write(b"half")
         raise KeyboardInterrupt
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "x"] and (tmp_path / "x").read_bytes() == b"whole"
+
+
+# ----------------------------------------------------------------------------------------------------- a stranger's text
+
+BAD = "b\nEVIL\x1b[31m\r\u2028EVIL\u202e\x9b"
+_STARTS_A_LINE = re.compile(r"^\W*EVIL", re.MULTILINE)
+
+
+def clean(text: str) -> bool:
+    """Nothing drives the terminal, and no line is begun by the stranger."""
+    lines = "\n".join(text.splitlines())  # at whatever breaks lines
+    return not _STARTS_A_LINE.search(lines) and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]", text)
+
+
+def with_stored(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the newest step of a run says of itself, as whoever made it could have: everything agrees."""
+    step = run / STEP
+    metadata, _, _ = checkpoint.read_header(step / "model.safetensors")
+    stored = json.loads(metadata["vaecli.config"])
+    change(stored)
+    text = json.dumps(stored)
+    tensors = load_file(step / "model.safetensors")
+    save_file(tensors, step / "model.safetensors", metadata={**metadata, "vaecli.config": text})
+    (step / "config.json").write_text(text)
+    manifest = {}
+    for name in checkpoint._FILES_OF_A_STEP - {"README.md"}:
+        content = (step / name).read_bytes()
+        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def hostile_run(tiny_run: Path) -> Path:
+    """A run whose directory, data path and names are hostile."""
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["config"]["data"] = {"name": "folder", "path": f"/nowhere/{BAD}", "holdout": 0.1}
+        stored["data"].update(name=BAD, factor_names=[BAD], source={"kind": BAD, BAD: BAD})
+
+    with_stored(tiny_run, change)
+    (tiny_run / "run.json").write_text(json.dumps({"preset": BAD, "status": BAD, "argv": [BAD]}))
+    return tiny_run.rename(tiny_run.with_name(BAD))
+
+
+def test_a_stored_text_of_several_lines_stays_in_one(hostile_run: Path, vae: Callable[..., Result]) -> None:
+    """On stderr, in tables, CSV and YAML; and in train.log, which a link may have made another program's file."""
+    for args in (
+        ["info", hostile_run],
+        ["sample", hostile_run, "-n", 2, "-o", "s.png"],
+        ["traverse", hostile_run, "-o", "t.png"],
+        ["reconstruct", hostile_run],
+        ["interpolate", hostile_run, 0, 1],
+        ["analyze", hostile_run],
+        ["analyze", hostile_run, "--csv"],
+        ["encode", hostile_run, "-o", "-"],
+        ["report", hostile_run],
+        ["compare", hostile_run, hostile_run],
+        ["train", "--resume", hostile_run, "--steps", 40],
+        ["train", "--init-from", hostile_run, "--data", "squares", "--steps", 1, "--runs-dir", "r", "--latent-dim", 3],
+    ):
+        done = vae(*args)
+        assert clean(done.out) and clean(done.err), (args, done.out, done.err)
+        assert "EVIL" in done.out + done.err, args
+    assert clean((hostile_run / "train.log").read_text()) and "EVIL" in (hostile_run / "train.log").read_text()
+
+
+def test_names_given_stay_in_one_line(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    """A shell's `*` gives any name that a stranger's archive holds."""
+    Path(f"{BAD}.png").write_text("no image")
+    Path(f"{BAD}.csv").write_text(f"{BAD},z1\n1,2\n")
+    Path(f"{BAD}.yaml").write_text("a: [")
+    Path(BAD).mkdir()
+    Path(f"{BAD}/x.png").write_text("no image")
+    commands = [
+        *([name, BAD] for name in ("info", "sample", "analyze", "report", "compare", "traverse", "encode")),
+        *([name, f"{BAD}.png"] for name in ("info", "sample", "analyze", "compare")),
+        *([name, tiny_run, f"{BAD}.png"] for name in ("encode", "reconstruct", "info", "decode")),
+        [BAD], ["config", BAD], ["info", "x", BAD], ["info", f"--{BAD}"], ["sample", tiny_run, "-n", BAD],
+        ["interpolate", tiny_run, f"{BAD}.png", "0"], ["decode", tiny_run, f"{BAD}.csv"], ["decode", tiny_run, BAD],
+        ["traverse", tiny_run, "--dim", BAD], ["traverse", tiny_run, "--center", BAD],
+        ["sample", tiny_run, "-o", f"{BAD}/none/x.png"], ["encode", tiny_run, "-o", BAD],
+        ["analyze", tiny_run, "--metrics", BAD], ["analyze", tiny_run, "--fail-if", BAD],
+        ["analyze", tiny_run, "--split", BAD], ["analyze", tiny_run, "--device", BAD],
+        ["config", "validate", f"{BAD}.yaml", BAD, f"{BAD}.csv"], ["config", "show", "-S", f"{BAD}=1"],
+        ["config", "show", "-S", f"model.{BAD}=1"], ["config", "show", "--config", f"{BAD}.yaml"],
+        *(["train", flag, BAD] for flag in ("--preset", "--config", "--data", "--model", "--resume", "--max-time")),
+        *(["train", "--data", f"{kind}:{BAD}"] for kind in ("folder", "array", "dsprites", "squares")),
+        *(["train", *TINY, flag, BAD] for flag in ("--name", "--seeds", "--init-from", "-S", "--device")),
+    ]  # fmt: skip
+    for args in commands:
+        done = vae(*args)
+        assert done.code in (2, 3), (args, done.err)
+        assert clean(done.err) and done.out == "", (args, done.err)
+
+
+def test_written_names_and_values_stay_in_one_line(vae: Callable[..., Result]) -> None:
+    """Names in a file of codes; values in a configuration, which YAML would put on several lines."""
+    rng = np.random.default_rng(0)
+    factors = rng.integers(0, 3, (60, 2))
+    np.savez(
+        "codes.npz", codes=rng.normal(size=(60, 2)) + factors, factors=factors,
+        factor_names=np.array([BAD, f"c{BAD}"]), latent_names=np.array([BAD, f"c{BAD}"]),
+    )  # fmt: skip
+    for more in ([], ["--csv"], ["--metrics", "mig"], ["--metrics", "mig", "--csv"], ["--json"], ["--diagnosis"]):
+        done = vae("analyze", "codes.npz", *more)
+        assert done.code == 0 and clean(done.out) and clean(done.err), (done.out, done.err)
+    long = f"{BAD} {'word ' * 30}EVIL {BAD}"
+    Path("c.yaml").write_text(json.dumps({"data": {"name": "folder", "path": long}, "model": "vae"}))
+    for more in ([], ["--origin"], ["--json"]):
+        done = vae("config", "show", "--config", "c.yaml", *more)
+        assert done.code == 0 and clean(done.out) and "EVIL" in done.out, done.out
+    Path("d.yaml").write_text(vae("config", "show", "--config", "c.yaml").out)
+    assert (
+        vae("config", "show", "--config", "d.yaml", "--json").out == vae("config", "show", "-c", "c.yaml", "--json").out
+    )
+
+
+def test_a_path_as_the_result_is_the_path(vae: Callable[..., Result]) -> None:
+    """`run=$(vae train ...)` must name the directory that was made, whatever its name."""
+    done = vae("train", *TINY, "--steps", 2, "--runs-dir", BAD, "--name", "x", "-q")
+    assert done.code == 0 and done.raw == os.fsencode(f"{BAD}/x\n")
+    assert clean(Path(f"{BAD}/x/train.log").read_text())

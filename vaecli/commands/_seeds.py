@@ -53,7 +53,7 @@ def taking_turns(runs: Sequence[Generator[None, None, Value]]) -> tuple[list[Val
                 values[number] = end.value
             except Exception as error:
                 known = error if isinstance(error, VaeError) else VaeError(f"{type(error).__name__}: {error}"[:300])
-                output.error(str(known), known.hint)
+                output.error(known.message, known.hint, known.more)
                 errors.append(known)
             del active[number]
     return values, errors

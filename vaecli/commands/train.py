@@ -246,7 +246,7 @@ def _several(seeds: Sequence[int], config: RunConfig, dataset: Dataset, wanted: 
         output.result_json({"schema": 1, "runs": done})
     else:
         for record in done:
-            output.result(str(record["run"]))
+            output.result_path(str(record["run"]))
     missing = [str(seed) for seed, record in zip(seeds, records, strict=True) if record is None]
     if missing:
         raise SeedsFailed(f"{len(missing)} of {len(seeds)} seeds did not finish: {', '.join(missing)}", code or 1)
@@ -412,7 +412,7 @@ def _dry_run(config: RunConfig, where: torch.device, target: Path, json: bool) -
     if json:
         output.result_json(facts)
     else:
-        output.result(str(target))
+        output.result_path(str(target))
 
 
 def _hours(seconds: float) -> str:
@@ -538,7 +538,7 @@ def _result(record: Mapping[str, Any], json: bool) -> None:
     if json:
         output.result_json(dict(record))
     else:
-        output.result(str(record["run"]))
+        output.result_path(str(record["run"]))
 
 
 def _final_table(
@@ -557,4 +557,4 @@ def _final_table(
     title = f"latents over {statistics.n:,} images ({held_out.name})"
     output.table(headers, rows, styles=styles, title=title, to_stderr=True)
     found = verdict(statistics, names, hyper, factors=factors, step=step, standard_prior=len(model.groups) == 1)
-    output.notice("\n  ".join([f"verdict: {found.name}", *found.sentences]))
+    output.notice(f"verdict: {found.name}", *found.sentences)
