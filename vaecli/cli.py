@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vaecli import __version__, output, registry
 from vaecli.config import presets
@@ -21,7 +24,31 @@ EPILOG = (
     "--fail-if names; 130/143 stopped by SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
 )
 
+
+class _Commands(TyperGroup):
+    """The commands; what the command line's own errors repeat of it, names of files among it, is escaped."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped():
+            return super().invoke(*args, **kwargs)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):
+            error.message = output.safe(error.message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="vae",
     help="Train, sample, traverse, reconstruct and analyze variational autoencoders.",
     epilog=EPILOG,
@@ -35,7 +62,7 @@ app.add_typer(config_app, name="config")
 
 
 def _complete(names: list[str], typed: str) -> list[str]:
-    return [name for name in names if name.startswith(typed)]
+    return [name for name in names if name.startswith(typed) and name.isprintable()]
 
 
 def _presets(incomplete: str) -> list[str]:
@@ -477,10 +504,13 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Read by every Python that is started from here, by multiprocessing too: it would look for modules in the current
+    # directory first, which may be a stranger's.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app(prog_name="vae")
     except VaeError as error:
-        output.error(str(error), error.hint)
+        output.error(error.message, error.hint, error.more)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -498,7 +528,8 @@ def _unexpected(error: Exception) -> int:
         output.error(f"{error.filename or 'writing'}: {error.strerror}", "free some space, or write elsewhere")
         return 5
     if os.environ.get("VAE_DEBUG"):
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            output.relay(line)
     output.error(
         f"unexpected {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
         "this is a bug in vae: please report it with the output of VAE_DEBUG=1 vae ...",

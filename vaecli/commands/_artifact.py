@@ -196,7 +196,7 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
     if json:
         streams.result_json({"schema": 1, "path": name, **record})
     elif name != "-":
-        streams.result(name)
+        streams.result_path(name)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:

@@ -1,10 +1,8 @@
 """`vae analyze`: which latents are in use, over a whole split; metrics and a full diagnosis of q(z)."""
 
-import csv as csv_format
-import io
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,7 +65,7 @@ def run(
     if json:
         streams.result_json(found.record())
     elif csv:
-        streams.result(_metrics_csv(found) if metrics_alone else _csv(found.latents))
+        streams.result(*streams.csv_lines(_metrics_cells(found) if metrics_alone else _cells(found.latents)))
         _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
     elif sys.stdout.isatty():
         _latents(found)
@@ -112,22 +110,15 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").replace("_", " ").replace("regularized", "regularised").split())
 
 
-def _csv(latents: list[dict[str, object]]) -> str:
+def _cells(latents: list[dict[str, object]]) -> list[Sequence[object]]:
+    """The latents for CSV, below their header."""
     fields = analysis.latent_columns(latents)
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    for record in latents:
-        writer.writerow(["" if record[field] is None else record[field] for field in fields])
-    return text.getvalue().rstrip("\n")
+    return [fields, *(["" if record[field] is None else record[field] for field in fields] for record in latents)]
 
 
-def _metrics_csv(found: Analysis | CodesAnalysis) -> str:
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(analysis.METRIC_HEADERS)
-    writer.writerows(analysis.metric_rows(found.results, digits=9))
-    return text.getvalue().rstrip("\n")
+def _metrics_cells(found: Analysis | CodesAnalysis) -> list[Sequence[object]]:
+    """The metrics for CSV, below their header."""
+    return [analysis.METRIC_HEADERS, *analysis.metric_rows(found.results, digits=9)]
 
 
 def _rows(latents: list[dict[str, object]]) -> None:

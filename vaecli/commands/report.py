@@ -2,6 +2,7 @@
 
 import json as json_format
 import math
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import __version__, data
+from vaecli import __version__, data, safe_files
 from vaecli import config as configs
 from vaecli import device as devices
 from vaecli import output as streams
@@ -224,17 +225,17 @@ def run_folder(checkpoint: Path) -> Path | None:
     path = Path(checkpoint).absolute()
     if len(path.parents) < 3 or path.parents[1].name != "checkpoints":
         return None
-    return path.parents[2] if (path.parents[2] / "run.json").is_file() else None
+    return path.parents[2] if os.path.lexists(path.parents[2] / "run.json") else None
 
 
 def _read(path: Path) -> str:
-    """A text of the run; nothing where it is missing or too large to be one."""
+    """A text of the run; nothing where it is missing, too large to be one, or a link, which may lead anywhere."""
     try:
-        if path.stat().st_size > LARGEST_LOG:
-            streams.notice(f"{path}: too large, left out")
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return safe_files.read(path, LARGEST_LOG).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        streams.notice(f"{path}: {error.strerror}: left out")
         return ""
 
 

@@ -81,8 +81,10 @@ def build(tree: Tree) -> RunConfig:
         except ValidationError as error:
             problems.extend(_explain(error, name, tree, sections.get(name)))
     if problems:
-        raise ConfigError(
-            "\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems)
+        raise (
+            ConfigError(*problems)
+            if len(problems) == 1
+            else ConfigError("the configuration is not usable:", more=problems)
         )
     return RunConfig(**sections)
 
@@ -192,9 +194,29 @@ def _section_classes(annotation: Any) -> list[type[Section]]:
     return [cls for arg in getattr(annotation, "__args__", ()) for cls in _section_classes(arg)]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Each text is on one line, whatever is in it."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+    def write_plain(self, text: str, split: bool = True) -> None:
+        super().write_plain(text, split=False)
+
+    def write_single_quoted(self, text: str, split: bool = True) -> None:
+        super().write_single_quoted(text, split=False)
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        super().write_double_quoted(text, split=False)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def dump(config: RunConfig) -> str:
     """The configuration as YAML text that `--config` reads back."""
-    return yaml.safe_dump(config.to_tree(), sort_keys=False, default_flow_style=None, width=110)
+    text: str = yaml.dump(config.to_tree(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+    return text
 
 
 def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
