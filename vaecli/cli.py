@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from vaecli import __version__, output, registry
 from vaecli.config import presets
 from vaecli.errors import ConfigError, VaeError
+
+_MAIN = os.getpid()
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
@@ -172,6 +174,8 @@ def train(
     """Train a model. stdout carries the run directory alone: run=$(vae train --preset vae-mnist)."""
     output.configure(quiet)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a run outlives whoever was reading its messages
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # asks to save: before training begins, there is nothing yet
+        signal.signal(signal.SIGUSR1, lambda *_: None)
     from vaecli.commands import train as command
 
     flags = {
@@ -502,6 +506,8 @@ def main() -> None:
     output.ensure_streams()
     # As any Unix producer: end quietly (141 to the shell) when the reader of a pipe goes away.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Read by every Python that is started from here, by multiprocessing too: it would look for modules in the current
@@ -516,6 +522,13 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         sys.exit(_unexpected(error))
+
+
+def _terminated(number: int, _: Any) -> NoReturn:
+    """An exit on which half-written files are removed, as after Ctrl-C; a training run has a handler of its own."""
+    if os.getpid() != _MAIN:  # a reader of images, which started as a copy
+        os._exit(128 + number)
+    sys.exit(128 + number)
 
 
 def _unexpected(error: Exception) -> int:

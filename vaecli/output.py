@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,16 +18,19 @@ from contextlib import contextmanager
 from typing import Any
 
 _quiet = False
+stdout_was_closed = False  # when the command was started
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
 _log.addHandler(logging.NullHandler())
 
 
 def ensure_streams() -> None:
     """Put /dev/null where a standard stream is closed, so that no file opened later takes its number."""
+    global stdout_was_closed
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
+            stdout_was_closed = stdout_was_closed or number == 1
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
@@ -89,11 +93,30 @@ def error(text: str, hint: str | None = None, more: Sequence[str] = ()) -> None:
         _stderr(f"  hint: {safe(hint)}")
 
 
-def _stderr(text: str) -> None:
+PATIENCE = 5.0  # seconds that a message waits for a reader who does not read
+_patience = PATIENCE
+
+
+def _has_room(seconds: float) -> bool:
+    """Whether stderr takes a message of some lines within so many seconds; true where that cannot be told."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        return bool(select.select([], [sys.stderr.fileno()], [], seconds)[1])
     except (OSError, ValueError, AttributeError):
-        pass  # a closed terminal must not end a training run
+        return True
+
+
+def _stderr(text: str) -> None:
+    global _patience
+    try:
+        # A full pipe whose reader has stopped must not hold up a training run, nor the signal that asks it to stop. The
+        # first message waits a while; when it was in vain those after it do not, until the reader reads on.
+        if not _has_room(_patience):
+            _patience = 0.0
+            return
+        _patience = PATIENCE
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        pass  # a closed terminal must not end a training run, nor a signal in the middle of a message
 
 
 def interactive() -> bool:

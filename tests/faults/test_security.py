@@ -19,7 +19,7 @@ from conftest import TINY, Result
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import load_file, save_file
 
-from vaecli import safe_files
+from vaecli import paths, safe_files
 from vaecli.data import folder
 from vaecli.errors import MachineError
 from vaecli.speed import native
@@ -469,3 +469,64 @@ def test_a_path_as_the_result_is_the_path(vae: Callable[..., Result]) -> None:
     done = vae("train", *TINY, "--steps", 2, "--runs-dir", BAD, "--name", "x", "-q")
     assert done.code == 0 and done.raw == os.fsencode(f"{BAD}/x\n")
     assert clean(Path(f"{BAD}/x/train.log").read_text())
+
+
+# ------------------------------------------------------------------------------------------------- what is handed on
+
+
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home directory with images, of somebody whose name is nobody's business; the working directory is in it."""
+    home = tmp_path / "home" / "lovelace"
+    (home / "faces").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(home / "faces" / f"{i}.png")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.mark.parametrize("given", ["faces", "~/faces", "{home}/faces", "a link to the home"])
+def test_what_is_handed_on_does_not_tell_the_users_name(
+    given: str, ada: Path, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoint, step directory and report; what it takes to repeat the run is in its run.json."""
+    if given == "a link to the home":  # the working directory is told without links
+        (ada.parent / "link").symlink_to(ada)
+        monkeypatch.setenv("HOME", str(ada.parent / "link"))
+        given = "faces"
+    where = f"folder:{given.format(home=ada)}"
+    done = vae("train", "--data", where, *TINY[2:], "--steps", 3, "--runs-dir", ada / "runs", "--name", "x", "-q")
+    assert done.code == 0, done.err
+    run = ada / "runs" / "x"
+    for file in (run / "checkpoints").rglob("*"):
+        assert not file.is_file() or b"lovelace" not in file.read_bytes(), file
+    monkeypatch.chdir("/")  # wherever it is used from
+    assert vae("report", run, "--metrics", "none", "-o", ada / "page.html").code == 0
+    page = (ada / "page.html").read_text()
+    assert "lovelace" not in re.sub(r"base64,[\w+/=]+", "", page) and "~/faces" in page
+    told = json.loads(vae("info", run, "--json").out)
+    assert "lovelace" not in json.dumps({**told, "checkpoint": ""}) and told["config"]["data"]["path"] == "~/faces"
+    assert vae("train", "--resume", run, "--steps", 5, "-q").code == 0
+    assert str(ada) in json.dumps(json.loads((run / "run.json").read_text())["argv"])
+
+
+def test_a_checkpoint_with_the_whole_path_is_still_used(ada: Path, vae: Callable[..., Result]) -> None:
+    """As they were written before, also by somebody else: its data are where it says."""
+    assert vae("train", "--data", "folder:faces", *TINY[2:], "--steps", 30, "--name", "x", "-q").code == 0
+    run = Path("runs/x")
+    with_stored(run, lambda stored: stored["config"]["data"].update(path=str(ada / "faces")))
+    assert vae("analyze", run).code == 0
+    assert vae("train", "--resume", run, "--steps", 40, "-q").code == 0
+    other = ada.parent / "bob"
+    (ada / "faces").rename(other)
+    with_stored(run, lambda stored: stored["config"]["data"].update(path=str(other)))
+    assert vae("analyze", run / STEP).code == 0
+
+
+def test_paths_of_others_are_not_shown_in_a_report() -> None:
+    text = paths.without_homes(
+        "vae train --data=folder:/home/bob/x -S data.path='/Users/Eve/my y' /srv/home/bob /home/a.b"
+    )
+    assert text == "vae train --data=folder:~/x -S data.path='~/my y' /srv/home/bob ~"

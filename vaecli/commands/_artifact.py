@@ -41,6 +41,8 @@ def check(
     """
     name = default_name if output is None else output
     if name in STDOUT:
+        if streams.stdout_was_closed:
+            raise ConfigError("-o - wants stdout, which is closed", "name a file with -o")
         if json:
             raise ConfigError("--json and -o - both want stdout", "name a file with -o")
         if not text and sys.stdout is not None and sys.stdout.isatty():

@@ -4,7 +4,6 @@ Layers, lowest first: defaults, preset, `--config FILE`, flags, `--set a.b=c`, m
 remembers where it came from, so that every mistake is reported at once, with file and line.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from vaecli import registry
+from vaecli import paths, registry
 from vaecli.config.tree import Key, Tree
 from vaecli.errors import ConfigError
 from vaecli.settings.optim import OPTIMS, SGD, Adagrad, Adam, AdamW, OptimConfig, RMSprop
@@ -109,7 +108,7 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
 
         value = {**value, **data.parse(value["name"])}
         if isinstance(value.get("path"), str):  # a checkpoint is used from other directories than its run's
-            value["path"] = os.path.abspath(os.path.expanduser(value["path"]))
+            value["path"] = paths.portable(value["path"])
     if not isinstance(value.get("name"), str):
         raise ConfigError(
             _place(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
