@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import stat
 import sys
@@ -18,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from vaecli import data
+from vaecli.analysis import traversal
 from vaecli.batch import DataInfo
 from vaecli.commands import _artifact, analyze, reconstruct, sample, traverse
 from vaecli.data import folder
 from vaecli.data.base import Dataset, Floats
 from vaecli.errors import ConfigError, InputError, MachineError
-from vaecli.models.base import Model, ModelConfig, NoPrior, Posterior
+from vaecli.models.base import Hyper, Level, Model, ModelConfig, NoPrior, Values
+from vaecli.objectives.distributions import Gaussian, Point, Standard
 from vaecli.training import checkpoint
 from vaecli.training.checkpoint import Loaded
 
@@ -38,26 +41,30 @@ class Pixels(Model):
 
     def __init__(self, deterministic: bool = False) -> None:
         super().__init__(ModelConfig(name="pixels"), DataInfo("dots", (1, 2, 2), 40))
-        self.groups = {"z": LATENTS}
         self.deterministic = deterministic
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
-        mean_BD = self.spread * (x_BCHW.flatten(1) - 0.5)
-        if self.deterministic:
-            return Posterior(mean_BD)
-        logvar_BD = torch.full_like(mean_BD, float(np.log(0.01)))
-        return Posterior(mean_BD, logvar_BD, 0.5 * (mean_BD.square() + 0.01 - np.log(0.01) - 1))
+    @property
+    def deterministic(self) -> bool:
+        return self.levels[0].kind == "point"
 
-    def decode(self, z_BD: Tensor) -> Tensor:
-        return (z_BD / 10 + 0.5).reshape(-1, 1, 2, 2)
+    @deterministic.setter
+    def deterministic(self, yes: bool) -> None:
+        self.levels = (Level("z", (LATENTS,), "point" if yes else "gaussian", standard=not yes),)
 
-    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: object) -> Tensor:
-        return z_BD.sum(dim=1)
+    def q(self, level: str, features: Tensor, given: Values) -> Gaussian | Point:
+        mean_BD = self.spread * (features.flatten(1) - 0.5)
+        return Point(mean_BD) if self.deterministic else Gaussian(mean_BD, torch.full_like(mean_BD, math.log(0.01)))
 
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
+    def p(self, level: str, given: Values, n: int) -> Standard:
         if self.deterministic:
             raise NoPrior("no prior")
-        return temperature * torch.randn(n, LATENTS)
+        return Standard((n, LATENTS))
+
+    def image(self, values: Values) -> Tensor:
+        return (values["z"] / 10 + 0.5).reshape(-1, 1, 2, 2)
+
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor:
+        return -values["z"].sum(dim=1)
 
     def hyper(self, step: int) -> dict[str, float]:
         return {"beta": 1.0}
@@ -161,31 +168,32 @@ def test_traverse_orders_latents_by_kl(model: Pixels, capsys: pytest.CaptureFixt
 
 
 def test_traverse_moves_one_latent_and_holds_the_others(model: Pixels) -> None:
-    values = np.array([-2.0, 0.0, 2.0])
-    moved = traverse.images_along(model, torch.tensor([0.1, 0.2, 0.3, 0.4]), 1, values, None)
-    np.testing.assert_allclose(moved.reshape(3, 4) * 10 - 5, [[0.1, v, 0.3, 0.4] for v in values], atol=1e-5)
+    values = torch.tensor([-2.0, 0.0, 2.0])
+    middle = {"z": torch.tensor([[0.1, 0.2, 0.3, 0.4]])}
+    moved = traversal.images_along(model, middle, traversal.movers(model, model.levels)[1], values)
+    np.testing.assert_allclose(moved.reshape(3, 4) * 10 - 5, [[0.1, v, 0.3, 0.4] for v in values.tolist()], atol=1e-5)
 
 
 def test_traverse_centre_is_prior_dataset_image_or_file(model: Pixels) -> None:
     loaded = checkpoint.load("run", torch.device("cpu"))
     dataset = data.load(None)  # type: ignore[arg-type]
-    assert traverse.centre(loaded, "prior", dataset, None, None).z_D.tolist() == [0.0] * 4
-    at = traverse.centre(loaded, "7", dataset, None, None).z_D
+    middle, where = traverse.centre(loaded, "prior", dataset, None, None)
+    assert middle["z"].tolist() == [[0.0] * 4] and where == "0"
+    at = traverse.centre(loaded, "7", dataset, None, None)[0]["z"][0]
     np.testing.assert_allclose(at, model.spread.numpy() * (images()[7].ravel() - 0.5), rtol=1e-6)
     Image.fromarray(np.array([[0, 51], [102, 255]], dtype=np.uint8)).save("x.png")
-    at = traverse.centre(loaded, "x.png", dataset, None, None).z_D
+    at = traverse.centre(loaded, "x.png", dataset, None, None)[0]["z"][0]
     np.testing.assert_allclose(at, [-0.5, 2 * -0.3, 0, 4 * 0.5], rtol=1e-6)
     with pytest.raises(ConfigError, match="images 0 to 39"):
         traverse.centre(loaded, "40", dataset, None, None)
 
 
 def test_traverse_names_latents(model: Pixels) -> None:
-    names = ["z0", "z1", "z2"]
-    assert traverse._index("z2", names) == traverse._index("2", names) == 2
-    assert traverse._index("top.1", ["top.0", "top.1", "low.0"]) == 1
-    for wrong in ("3", "z3", "-1", "", "x"):
-        with pytest.raises(ConfigError, match="z0, z1, z2"):
-            traverse._index(wrong, names)
+    movers = traversal.movers(model, model.levels)
+    assert traverse._chosen("z2", movers) is traverse._chosen("2", movers) is movers[2]
+    for wrong in ("4", "z4", "-1", "", "x"):
+        with pytest.raises(ConfigError, match="z0, z1, z2, z3"):
+            traverse._chosen(wrong, movers)
 
 
 def test_traverse_without_data_goes_by_index_and_says_so(
@@ -209,7 +217,9 @@ def test_traverse_of_an_autoencoder_goes_in_standard_deviations(
     assert record["unit"] == "standard deviations of the code" and record["latents"][0]["kl"] is None
     code = (4 * (images()[30:].astype(np.float64).reshape(-1, 4) - 0.5))[:, 3]
     stats, over = traverse._statistics(checkpoint.load("", torch.device("cpu")), data.load(None))  # type: ignore[arg-type]
-    moved = traverse.images_along(model, torch.zeros(4), 3, np.array([-3.0, 0.0, 3.0]), stats)
+    mover = traversal.movers(model, model.levels)[3]
+    values_S = traversal.values_of(model, {}, mover, np.array([-3.0, 0.0, 3.0]), stats)
+    moved = traversal.images_along(model, {"z": torch.zeros(1, 4)}, mover, values_S)
     expected = code.mean() + np.array([-3.0, 0.0, 3.0]) * code.std()
     np.testing.assert_allclose(moved[:, 0, 1, 1] * 10 - 5, expected, rtol=1e-4)
     assert over == "10 images of val"

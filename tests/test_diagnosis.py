@@ -9,19 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaecli.analysis import diagnosis
-from vaecli.analysis.diagnosis import (
-    Evidence,
-    Moments,
-    Statistics,
-    latent_statistics,
-    limited,
-    verdict,
-    warn_while_training,
-)
+from vaecli.analysis import diagnosis, tables
+from vaecli.analysis.diagnosis import Evidence, verdict, warn_while_training
+from vaecli.analysis.statistics import Moments, Statistics, latent_statistics, limited
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import InputError
-from vaecli.models.base import Model, ModelConfig, Posterior
+from vaecli.models.base import Hyper, Level, Model, ModelConfig, Values
+from vaecli.objectives.distributions import Gaussian, Point
 
 
 class Known(Model):
@@ -29,17 +23,15 @@ class Known(Model):
 
     def __init__(self, latents: int, deterministic: bool = False) -> None:
         super().__init__(ModelConfig(name="known"), DataInfo("random", (1, 1, 2 * latents), 100))
-        self.groups = {"z": latents}
-        self.deterministic = deterministic
+        kind = "point" if deterministic else "gaussian"
+        self.levels = (Level("z", (latents,), kind, standard=not deterministic),)
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
-        mean_BD, logvar_BD = x_BCHW.flatten(1).chunk(2, dim=1)
-        if self.deterministic:
-            return Posterior(mean_BD)
-        return Posterior(mean_BD, logvar_BD, 0.5 * (mean_BD.square() + logvar_BD.exp() - logvar_BD - 1))
+    def q(self, level: str, features: Tensor, given: Values) -> Gaussian | Point:
+        mean_BD, logvar_BD = features.flatten(1).chunk(2, dim=1)
+        return Point(mean_BD) if self.levels[0].kind == "point" else Gaussian(mean_BD, logvar_BD)
 
-    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: object) -> Tensor:
-        return z_BD.square().sum(dim=1)
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor:
+        return -values["z"].square().sum(dim=1)
 
 
 def batches(x_BCHW: Tensor, sizes: list[int]) -> Iterator[Batch]:
@@ -118,9 +110,9 @@ def test_deterministic_code_has_no_kl_and_orders_by_variance() -> None:
     assert stats.kl is None and stats.elbo is None and stats.sigma2_D is None and stats.total_D is None
     assert stats.recon == pytest.approx((mean**2).sum(axis=1).mean(), rel=1e-6)  # z is the code itself
     assert stats.order() == [3, 2, 1, 0]
-    headers, rows, _ = diagnosis.table_rows(stats, ["a", "b", "c", "d"])
+    headers, rows, _ = tables.table_rows(stats, ["a", "b", "c", "d"])
     assert [row[0] for row in rows] == ["d", "c", "b", "a"]
-    assert rows[0][headers.index("KL (nats)")] == "n/a"
+    assert headers == ["latent", "mean mu", "var mu", "status"]  # what there is none of has no column
 
 
 def test_no_images_is_an_error() -> None:
@@ -237,7 +229,7 @@ def test_nan_is_named_and_never_healthy() -> None:
     assert verdict(broken, NAMES).name == "not finite" and "z6" in verdict(broken, NAMES).sentences[0]
     assert broken.order()[-1] == 6
     assert verdict(replace(ALL, recon=math.inf), NAMES).name == "not finite"
-    assert [row[5] for row in diagnosis.table_rows(broken, NAMES)[1]][-1] == "n/a"
+    assert [row[5] for row in tables.table_rows(broken, NAMES)[1]][-1] == "n/a"
 
 
 def test_codes_of_an_autoencoder() -> None:
@@ -331,13 +323,13 @@ def test_under_regularised() -> None:
 
 def test_every_verdict_has_its_name() -> None:
     found = {verdict(s).name for s in (ALL, TWO, NONE, replace(ALL, recon=math.nan))}
-    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 7
+    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 8
 
 
 def test_codes_without_a_model_have_no_reconstruction() -> None:
     stats = replace(ALL, recon=None, recon_error=None, elbo_error=None)
     assert stats.elbo is None and verdict(stats).name == "healthy" and "reconstruction" not in verdict(stats)[1][0]
-    assert diagnosis.totals_text(stats) == "KL 20.000 nats; 10 of 10 latents active; 1,000 images"
+    assert tables.totals_text(stats) == "KL 20.000 nats; 10 of 10 latents active; 1,000 images"
 
 
 # ------------------------------------------------------------------------------------------------------ while training
@@ -370,7 +362,7 @@ def test_a_kl_that_is_not_finite_is_called_at_once() -> None:
 
 def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:
     stats = made([0.001, 0.9, 0.5], [0.01, 1.25, 2.5])
-    headers, rows, styles = diagnosis.table_rows(stats, ["a", "b", "c"])
+    headers, rows, styles = tables.table_rows(stats, ["a", "b", "c"])
     assert list(headers) == ["latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status"]
     assert rows[0] == ["c", "0.0000", "0.5000", "0.5000", "1.0000", "2.5000", "active"]
     assert [row[0] for row in rows] == ["c", "b", "a"] and styles == [None, None, "dim"]

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from vaecli.analysis import aggregate, probes
+from vaecli.analysis.draws import Source
 from vaecli.batch import DataInfo
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.models import vae
-from vaecli.models.base import Model, ModelConfig, NoPrior, Posterior
+from vaecli.models.base import Hyper, Level, Model, ModelConfig, NoPrior, Values
 from vaecli.objectives import terms as objective
+from vaecli.objectives.distributions import Gaussian, Point
 
 PIXELS, LATENTS, NOISE = 6, 3, 0.25  # the last latent has no weights: collapsed
 EIGENVALUES = np.array([4.0, 1.0, 0.25, 0.25, 0.25, 0.25])
@@ -24,31 +26,33 @@ class Linear(Model):
 
     def __init__(self, widen: float = 1.0, deterministic: bool = False) -> None:
         super().__init__(ModelConfig(name="linear"), DataInfo("normal", (1, 2, 3), 4000))
-        self.groups = {"z": LATENTS}
+        kind = "point" if deterministic else "gaussian"
+        self.levels = (Level("z", (LATENTS,), kind, standard=not deterministic),)
         self.widen, self.deterministic = widen, deterministic
         basis = np.linalg.qr(np.random.default_rng(0).normal(size=(PIXELS, PIXELS)))[0]
         w = basis[:, :LATENTS] * np.sqrt(EIGENVALUES[:LATENTS] - NOISE)
         self.register_buffer("basis", torch.from_numpy(basis))
         self.register_buffer("w_PD", torch.from_numpy(w))
 
-    def posterior(self, x_BCHW: Tensor) -> Posterior:
+    def q(self, level: str, features: Tensor, given: Values) -> Gaussian | Point:
         if self.deterministic:  # principal components, as they are
-            return Posterior(x_BCHW.flatten(1) @ self.basis[:, :LATENTS])
+            return Point(features.flatten(1) @ self.basis[:, :LATENTS])
         m_DD = self.w_PD.T @ self.w_PD + NOISE * torch.eye(LATENTS, dtype=torch.float64)
-        mean_BD = x_BCHW.flatten(1) @ self.w_PD @ torch.linalg.inv(m_DD)
-        logvar_BD = (self.widen * NOISE / m_DD.diagonal()).log().expand_as(mean_BD)
-        return Posterior(mean_BD, logvar_BD, objective.kl_normal(mean_BD, logvar_BD))
+        mean_BD = features.flatten(1) @ self.w_PD @ torch.linalg.inv(m_DD)
+        return Gaussian(mean_BD, (self.widen * NOISE / m_DD.diagonal()).log().expand_as(mean_BD))
 
-    def decode(self, z_BD: Tensor) -> Tensor:
-        return (z_BD @ (self.basis[:, :LATENTS] if self.deterministic else self.w_PD).T).unflatten(1, (1, 2, 3))
-
-    def nll(self, x_BCHW: Tensor, z_BD: Tensor, hyper: object) -> Tensor:
-        return -objective.gaussian_log_prob(x_BCHW, self.decode(z_BD), math.sqrt(NOISE))
-
-    def prior(self, n: int, temperature: float = 1.0) -> Tensor:
+    def p(self, level: str, given: Values, n: int) -> Gaussian:
         if self.deterministic:
             raise NoPrior("none")
-        return temperature * torch.randn(n, LATENTS, dtype=torch.float64)
+        zeros = torch.zeros(n, LATENTS, dtype=torch.float64)
+        return Gaussian(zeros, zeros)
+
+    def image(self, values: Values) -> Tensor:
+        axes_PD = self.basis[:, :LATENTS] if self.deterministic else self.w_PD
+        return (values["z"] @ axes_PD.T).unflatten(1, (1, 2, 3))
+
+    def log_prob(self, x_BCHW: Tensor, values: Values, hyper: Hyper) -> Tensor:
+        return objective.gaussian_log_prob(x_BCHW, self.image(values), math.sqrt(NOISE))
 
 
 def view(n: int = 4000) -> SplitView:
@@ -74,7 +78,7 @@ def test_random_batches_draw_without_repetition() -> None:
 
 def test_gains_and_sensitivity_of_each_latent() -> None:
     model, seen = Linear(), []
-    found = probes.latents(model, view(), {}, ONE, images=4000, advance=seen.append)
+    found = probes.latents(Source(model), view(), {}, ONE, images=4000, advance=seen.append)
     assert found.images == 4000 and sum(seen) == 4000 * LATENTS and found.instead == "zero"
     x = view().take(4000).x_BCHW.flatten(1)
     mean, w = model.posterior(x.view(-1, 1, 2, 3)).mean_BD.numpy(), model.w_PD.numpy()
@@ -97,7 +101,7 @@ def test_gains_and_sensitivity_of_each_latent() -> None:
 
 def test_a_deterministic_code_is_put_to_its_mean() -> None:
     model, offset = Linear(deterministic=True), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-    found = probes.latents(model, view(), {}, ONE, offset, images=4000)
+    found = probes.latents(Source(model), view(), {}, ONE, offset, images=4000)
     assert found.instead == "mean" and found.prior_gain_D is None and found.prior_gain_error_D is None
     np.testing.assert_allclose(found.gain_D, (EIGENVALUES[:3] + np.array([1, 0, 0])) / (2 * NOISE), atol=1e-9)
     np.testing.assert_allclose(found.sensitivity_D, 1.0, atol=1e-9)
@@ -108,7 +112,7 @@ def test_images_of_the_probe() -> None:
 
 
 def test_variance_loss_of_pca_is_the_mse() -> None:
-    found = probes.variance_loss(Linear(deterministic=True), view(), images=4000)
+    found = probes.variance_loss(Source(Linear(deterministic=True)), view(), images=4000)
     assert found.var_x == pytest.approx(EIGENVALUES.mean()) and found.var_xhat == pytest.approx(5.25 / 6)
     assert found.gap == pytest.approx(found.mse, rel=1e-12) and found.mse == pytest.approx(0.75 / 6)
     assert found.bias == pytest.approx(0, abs=1e-15) and found.covariance == pytest.approx(0, abs=1e-12)
@@ -116,7 +120,7 @@ def test_variance_loss_of_pca_is_the_mse() -> None:
 
 
 def test_variance_loss_of_a_vae() -> None:
-    found = probes.variance_loss(Linear(), view(), images=4000)
+    found = probes.variance_loss(Source(Linear()), view(), images=4000)
     # E[x|z = E[z|x]] keeps 1 - noise / lambda of each principal component.
     keep = np.clip(1 - NOISE / EIGENVALUES, 0, None)
     assert found.var_xhat == pytest.approx((keep**2 * EIGENVALUES).mean(), rel=1e-9)
@@ -154,10 +158,10 @@ def test_iwae_of_a_deterministic_code_is_nothing() -> None:
     assert probes.iwae(Linear(deterministic=True), view(10), {}) is None
 
 
-def test_prior_draws() -> None:
-    drawn = probes.prior_draws(Linear(), 5)
+def test_draws_of_the_prior() -> None:
+    drawn = Source(Linear()).table(5)
     assert drawn is not None and drawn.shape == (5, LATENTS)
-    assert probes.prior_draws(Linear(deterministic=True), 5) is None
+    assert Source(Linear(deterministic=True)).table(5) is None
 
 
 def test_a_trained_linear_vae_by_probabilistic_pca() -> None:
@@ -168,7 +172,7 @@ def test_a_trained_linear_vae_by_probabilistic_pca() -> None:
         q = model.posterior(x)
     m = aggregate.marginals(q.mean_BD.numpy(), q.logvar_BD.numpy())
     np.testing.assert_allclose(m.variance_D, 1.0, atol=0.01)
-    found = probes.latents(model, images, {"likelihood.sigma": 0.5}, torch.ones(5).double(), images=n)
+    found = probes.latents(Source(model), images, {"likelihood.sigma": 0.5}, torch.ones(5).double(), images=n)
     lam = test_linear_vae.EIGENVALUES[:3].numpy()
     gains = np.sort((lam - s2) * (lam + s2) / (2 * lam * s2))
     np.testing.assert_allclose(np.sort(found.gain_D)[2:], gains, rtol=0.02)

@@ -200,6 +200,9 @@ def sample(
     out: Out = None,
     seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
+    density: Annotated[
+        str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
+    ] = "stored",
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -209,7 +212,7 @@ def sample(
     output.configure(quiet)
     from vaecli.commands import sample as command
 
-    command.run(checkpoint, n, out, seed, temperature, device, force, json)
+    command.run(checkpoint, n, out, seed, temperature, device, force, json, density)
 
 
 @app.command()
@@ -217,6 +220,9 @@ def traverse(
     checkpoint: Checkpoint,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option("--level", metavar="NAME", help="Only the latents of this level.")
     ] = None,
     value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
@@ -234,7 +240,7 @@ def traverse(
     output.configure(quiet)
     from vaecli.commands import traverse as command
 
-    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json)
+    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level)
 
 
 @app.command()

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result, command
+from vaecli.checkpoint import Files
 
 from vaecli import checkpoint
 from vaecli import tree as trees
-from vaecli.checkpoint import Files
 from vaecli.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -1,26 +1,34 @@
-"""What a trained model's latents do: moments of q(z|x) over a data set, which latents are in use, and a verdict.
+"""The verdict: is the latent space in use, and is it what the prior promises; and what to try first where it is not.
 
-Everything accumulates in float64, batch by batch, so a data set of any size fits. All KL and likelihoods in nats.
+Only what is defined for a model is judged, and advice speaks only of settings that the model has. All KL in nats.
 
-Shapes: B batch, D latents.
+Shapes: D latents.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from vaecli.analysis import tables
+from vaecli.analysis.statistics import (
+    ACTIVE_VARIANCE,
+    LevelStatistics,
+    Statistics,
+    latent_statistics,
+    limited,
+)
+from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
-from vaecli.errors import InputError
+from vaecli.models.base import Model, NetConfig
 
-if TYPE_CHECKING:
-    from vaecli.models.base import Model
+__all__ = [
+    "VERDICTS", "Evidence", "Verdict", "final_report", "latent_statistics", "limited", "table_rows", "verdict",
+    "warn_while_training",
+]  # fmt: skip
 
-ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a latent is active if Var_x[E_q[z|x]] exceeds it
-ACTIVE_SHARE = 1e-4  # a deterministic code has no scale of its own: its variance is compared with the largest one
 COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
 LAW_TOLERANCE = 0.1
 EARLY = 1000  # steps before which nothing else is worth trying
@@ -31,120 +39,9 @@ SEPARABLE = 0.97  # AUC of a classifier between q(z) and p(z); the presets come 
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
 VERDICTS = (
-    "healthy", "partly collapsed", "collapsed", "over-regularised", "under-regularised", "prior mismatch", "not finite",
+    "healthy", "partly collapsed", "collapsed", "over-regularised", "under-regularised", "prior mismatch",
+    "not judged", "not finite",
 )  # fmt: skip
-HEADERS = ("latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status")
-
-
-class Moments:
-    """Running mean and variance of rows, merged batch by batch (Chan, Golub & LeVeque 1983, eq. 2.1).
-
-    Stable where the textbook sum of squares cancels: means far from zero, millions of rows.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self._squares = torch.zeros((), dtype=torch.float64)  # sum of squared deviations from the mean
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows along the first axis: (B,) or (B, D), any float type, any device."""
-        # MPS has no float64, and B x D numbers are cheap to move.
-        values = rows.detach().cpu().double()
-        count = len(values)
-        if count == 0:
-            return
-        mean = values.mean(dim=0)
-        delta = mean - self.mean
-        total = self.n + count
-        self._squares = self._squares + (values - mean).square().sum(dim=0) + delta.square() * (self.n * count / total)
-        self.mean = self.mean + delta * (count / total)
-        self.n = total
-
-    @property
-    def variance(self) -> Tensor:
-        """Population variance (divided by N)."""
-        return self._squares / max(self.n, 1)
-
-    @property
-    def standard_error(self) -> Tensor:
-        """Of the mean; NaN for fewer than two rows."""
-        if self.n < 2:
-            return torch.full_like(self._squares, math.nan)
-        return (self._squares / (self.n - 1) / self.n).sqrt()
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Moments of q(z|x) over `n` images; vectors are float64 of shape (D,).
-
-    A deterministic code has neither `sigma2_D` nor `kl_D`, hence no KL and no ELBO.
-    """
-
-    n: int
-    mean_D: Tensor  # E_x[mu]
-    var_D: Tensor  # Var_x[mu]
-    sigma2_D: Tensor | None  # E_x[sigma^2]
-    kl_D: Tensor | None  # E_x[KL(q(z_j|x) || p(z_j))]
-    recon: float | None  # E_x[-log p(x|z)], one z ~ q(z|x) an image; None where there are codes and no model
-    recon_error: float | None  # standard error of `recon`
-    elbo_error: float | None
-
-    @property
-    def total_D(self) -> Tensor | None:
-        """Var_x[mu] + E_x[sigma^2], the variance of the aggregated posterior.
-
-        The variance law: exactly 1, with mean 0, whatever beta and the likelihood, over the training images at a
-        stationary point of a loss in which only the KL to N(0, I) penalises q, if a shift and a scaling of z_j can be
-        undone: the heads for mu and log sigma^2 and the decoder's first layer are affine with free weights and biases
-        (no weight decay on them, no batch norm between, no log sigma^2 at its bounds). For then the derivatives of the
-        KL along both vanish: E[mu] = 0 and E[mu^2 + sigma^2] = 1. Latents that ignore the image satisfy it as 0 + 1.
-        """
-        return None if self.sigma2_D is None else self.var_D + self.sigma2_D
-
-    @property
-    def active_D(self) -> Tensor:
-        """Which latents depend on the image: Var_x[mu] > 0.01; for a deterministic code, a hundredth of the largest
-        standard deviation."""
-        if self.sigma2_D is not None:
-            return self.var_D > ACTIVE_VARIANCE
-        return self.var_D > ACTIVE_SHARE * self.var_D.max()
-
-    @property
-    def active(self) -> int:
-        """Number of active units."""
-        return int(self.active_D.sum())
-
-    @property
-    def kl(self) -> float | None:
-        """E_x[KL(q(z|x) || p(z))], all latents together."""
-        return None if self.kl_D is None else float(self.kl_D.sum())
-
-    @property
-    def elbo(self) -> float | None:
-        """The evidence lower bound, -(recon + KL) with weight 1 whatever the training objective."""
-        return None if self.kl is None or self.recon is None else -(self.recon + self.kl)
-
-    @property
-    def moment_kl(self) -> float | None:
-        """KL(N(mean, diag variance of q) || N(0, I)) in nats: how far q(z) is from the prior by its marginal moments
-        alone, at most the same with the whole covariance."""
-        total_D = self.total_D
-        if total_D is None:
-            return None
-        return float(0.5 * (total_D + self.mean_D.square() - 1 - total_D.log()).sum())
-
-    def order(self) -> list[int]:
-        """Latents by mean KL, largest first; those of a deterministic code by variance."""
-        key_D = self.var_D if self.kl_D is None else self.kl_D
-        # NaN compares as nothing, so it is put last by hand.
-        return torch.argsort(key_D.nan_to_num(nan=-math.inf), descending=True, stable=True).tolist()
-
-    def status(self, latent: int) -> str:
-        """`active`, `inactive` or, where a number is not finite, `n/a`."""
-        if not math.isfinite(float(self.var_D[latent])):
-            return "n/a"
-        return "active" if bool(self.active_D[latent]) else "inactive"
 
 
 class Verdict(NamedTuple):
@@ -171,123 +68,43 @@ class Evidence:
     gamma: float | None = None
 
 
-def limited(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
-    """At most the first `images` images of a stream of batches."""
-    for batch in batches:
-        if images <= 0:
-            return
-        if len(batch.x_BCHW) > images:
-            labels_BK = None if batch.labels_BK is None else batch.labels_BK[:images]
-            batch = Batch(batch.x_BCHW[:images], batch.index_B[:images], labels_BK)
-        images -= len(batch.x_BCHW)
-        yield batch
+@dataclass(frozen=True)
+class Levers:
+    """What advice may speak of, as numbers of the model at the checkpoint: None where it has no such setting.
 
-
-def latent_statistics(
-    model: "Model",
-    batches: Iterable[Batch],
-    hyper: Mapping[str, float],
-    on_batch: Callable[[int], None] | None = None,
-) -> Statistics:
-    """Stream over images and gather `Statistics`; the model should be in evaluation mode.
-
-    The one z an image drawn for the reconstruction comes from torch's global generator: seed it first.
-    `on_batch` is told the number of images of each batch. InputError if there are no images.
+    `weight` is the KL's weight. `exchangeable`: beta-vae can take the model's place, as it adds nothing to a VAE.
     """
-    mean, sigma2, kl, recon, bound = Moments(), Moments(), Moments(), Moments(), Moments()
-    with torch.inference_mode():
-        for batch in batches:
-            x_BCHW = batch.x_BCHW.to(model.device)
-            q = model.posterior(x_BCHW)
-            nll_B = model.nll(x_BCHW, q.sample(), hyper)
-            mean.add(q.mean_BD)
-            recon.add(nll_B)
-            if q.logvar_BD is not None:
-                sigma2.add(q.logvar_BD.cpu().double().exp())
-            if q.kl_BD is not None:
-                kl.add(q.kl_BD)
-                bound.add(nll_B + q.kl_BD.sum(dim=1))
-            if on_batch is not None:
-                on_batch(len(x_BCHW))
-    if mean.n == 0:
-        raise InputError("there are no images to analyze")
-    return Statistics(
-        n=mean.n,
-        mean_D=mean.mean,
-        var_D=mean.variance,
-        sigma2_D=sigma2.mean if sigma2.n else None,
-        kl_D=kl.mean if kl.n else None,
-        recon=float(recon.mean),
-        recon_error=float(recon.standard_error),
-        elbo_error=float(bound.standard_error) if bound.n else None,
-    )
+
+    weight: float | None = None
+    beta: float | None = None
+    beta_norm: float | None = None
+    capacity: float | None = None
+    sigma: float | None = None
+    exchangeable: bool = True
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the KL weighs more than 1."""
+        if self.weight is not None:
+            return self.weight > 1.0
+        return (self.beta or 0.0) > 1.0 or (self.beta_norm or 0.0) > 0.0
 
 
-def records(stats: Statistics, names: Sequence[str]) -> list[dict[str, str | int | float | bool | None]]:
-    """One record a latent, in the order of `Statistics.order`; None where a model has no such number."""
-    total_D = stats.total_D
-
-    def number(values_D: Tensor | None, d: int) -> float | None:
-        return None if values_D is None else float(values_D[d])
-
-    return [
-        {
-            "latent": names[d],
-            "index": d,
-            "mean_mu": float(stats.mean_D[d]),
-            "var_mu": float(stats.var_D[d]),
-            "mean_sigma2": number(stats.sigma2_D, d),
-            "sum": number(total_D, d),
-            "kl": number(stats.kl_D, d),
-            "status": stats.status(d),
-        }
-        for d in stats.order()
-    ]
-
-
-def table_rows(stats: Statistics, names: Sequence[str]) -> tuple[Sequence[str], list[list[str]], list[str | None]]:
-    """Headers, cells and row styles for `output.table`, one row a latent in the order of `Statistics.order`; rows of
-    inactive latents are dimmed."""
-    latents = records(stats, names)
-    styles = ["dim" if record["status"] == "inactive" else None for record in latents]
-    return HEADERS, [cells(record) for record in latents], styles
-
-
-def cells(record: Mapping[str, object]) -> list[str]:
-    """The record of a latent as text, under `HEADERS`."""
-    numbers = [record[key] for key in ("mean_mu", "var_mu", "mean_sigma2", "sum", "kl")]
-    return [str(record["latent"]), *(number_text(n, 4) for n in numbers), str(record["status"])]
-
-
-def totals(stats: Statistics) -> dict[str, int | float | None]:
-    """The numbers of the model as a whole."""
-    return {
-        "images": stats.n,
-        "elbo": stats.elbo,
-        "elbo_standard_error": stats.elbo_error,
-        "recon": stats.recon,
-        "recon_standard_error": stats.recon_error,
-        "kl": stats.kl,
-        "latents": len(stats.mean_D),
-        "active_units": stats.active,
-    }
-
-
-def totals_text(stats: Statistics) -> str:
-    """The totals in one line."""
-    parts = []
-    if stats.recon is not None:
-        if stats.kl is not None:
-            parts.append(f"ELBO {number_text(stats.elbo, 2)} +- {number_text(stats.elbo_error, 2)} nats")
-        parts.append(f"reconstruction {number_text(stats.recon, 2)} nats")
-    if stats.kl is not None:
-        parts.append(f"KL {number_text(stats.kl, 3)} nats")
-    return "; ".join([*parts, f"{stats.active} of {len(stats.mean_D)} latents active", f"{stats.n:,} images"])
-
-
-def number_text(value: object, digits: int) -> str:
-    """A number with so many decimals; `n/a` for None, NaN and infinities."""
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) and math.isfinite(value) else "n/a"
+def levers(hyper: Mapping[str, float], model: Model | None = None) -> Levers:
+    """Those of the numbers `hyper` that are what their names say: with a model, `beta` and `beta_norm` only where they
+    are the KL's weight (in beta-TCVAE beta weighs another term)."""
+    beta, beta_norm = hyper.get("beta"), hyper.get("beta_norm")
+    capacity = hyper.get("capacity") if "gamma" in hyper else None
+    sigma = hyper.get("likelihood.sigma")
+    if model is None:
+        return Levers(beta, beta, beta_norm, capacity, sigma)
+    weight = model.kl_weight(hyper)
+    if weight is None or beta is None or not math.isclose(beta, weight, rel_tol=1e-6):
+        beta = None
+    if weight is None or "beta" in hyper:
+        beta_norm = None
+    plain = type(model.config).model_fields.keys() <= NetConfig.model_fields.keys() and weight == 1.0
+    return Levers(weight, beta, beta_norm, capacity, sigma, plain)
 
 
 # ------------------------------------------------------------------------------------------------------------ verdict
@@ -302,6 +119,7 @@ def verdict(
     step: int | None = None,
     standard_prior: bool = True,
     evidence: Evidence | None = None,
+    model: Model | None = None,
 ) -> Verdict:
     """Is the latent space in use, and is it what the prior promises? The first that holds:
 
@@ -314,24 +132,26 @@ def verdict(
     the latents have lost the prior's scale. A rate above log N alone is no fault: a sound VAE on MNIST has twice that.
     Prior mismatch: q(z) is far from the prior, by a classifier's AUC of 0.97 or by its moments: samples decode from
     where no image was encoded.
+    Not judged: the model is none of which this is defined, being without likelihood or of several levels, or its
+    latents being codes or labels; then the sentences say why, and what can be seen.
 
-    `hyper` are the model's numbers at the checkpoint (its remedies depend on them), `factors` the number of factors
-    that vary in the data where that is known, `step` the training step. `standard_prior`: p(z) = N(0, I), without
-    which the variance law and the moments say nothing. `evidence`: the diagnosis, without which information is bounded
-    by the KL, and a mismatch is seen only in the means and variances.
+    `hyper` are the model's numbers at the checkpoint (its remedies depend on them; `model` says which are what their
+    names say), `factors` the number of factors that vary in the data where that is known, `step` the training step.
+    `standard_prior`: p(z) = N(0, I), without which the variance law and the moments say nothing. `evidence`: the
+    diagnosis, without which information is bounded by the KL, and a mismatch is seen only in the means and variances.
     """
     names = names or [f"z{d}" for d in range(len(stats.mean_D))]
-    vectors = [v for v in (stats.mean_D, stats.var_D, stats.sigma2_D, stats.kl_D) if v is not None]
-    bad = [name for d, name in enumerate(names) if not all(math.isfinite(float(v[d])) for v in vectors)]
-    if bad or not math.isfinite(stats.recon or 0.0):
-        where = f"latents {_some(bad)}" if bad else "the reconstruction term"
-        remedy = "First: an earlier checkpoint; in training a smaller --set optim.lr, or --set optim.grad_clip=1."
-        return Verdict("not finite", [f"NaN or infinity in {where} over {stats.n:,} images.", remedy])
+    if (broken := _not_finite(stats, names)) is not None:
+        return broken
     if stats.n < 2:
         return Verdict("n/a", ["One image cannot show which latents depend on the image; give more."])
+    parts = stats.parts
+    standard_prior = standard_prior and len(parts) == 1 and parts[0].standard
+    if len(parts) != 1 or parts[0].level.kind in ("codes", "labels") or stats.mse is not None:
+        return _without_standard(stats, names)
     if stats.kl is None or stats.sigma2_D is None:
         return _verdict_of_code(stats, names)
-    hyper, active, kl = hyper or {}, stats.active, stats.kl
+    known, active, kl = levers(hyper or {}, model), stats.active or 0, stats.kl
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
     sentences = [
@@ -343,7 +163,7 @@ def verdict(
             sentences.append("z tells the decoder next to nothing: all reconstructions are nearly the same image.")
         else:
             sentences.append("q(z|x) is nearly the same for every image: the KL is paid and tells the decoder nothing.")
-        return Verdict("collapsed", [*sentences, f"First: {_remedy(hyper, step)}"])
+        return Verdict("collapsed", [*sentences, f"First: {_remedy(known, step)}"])
     partly = bool(unused) and (active < factors if factors else 2 * active <= len(names))
     if partly and factors:
         sentences.append(f"The data vary in {factors} factors, more than {active} latents can hold apart.")
@@ -353,15 +173,16 @@ def verdict(
             f"latent_dim {active}, and if the reconstruction stays as good, nothing is lost."
         )
     elif unused:
-        more = f", the more so with beta = {hyper['beta']:g}" if hyper.get("beta", 1.0) > 1 else ""
+        beta = known.beta or 0.0
+        more = f", the more so with beta = {beta:g}" if beta > 1 else ""
         need = f"the {factors} factors" if factors and len(names) > factors else "the data"
         sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
     restless = _law(stats, names) if standard_prior else []
     if partly:
-        fix = f"{'Then' if restless else 'First'}, to use more latents: {_remedy(hyper, step)}"
+        fix = f"{'Then' if restless else 'First'}, to use more latents: {_remedy(known, step)}"
         return Verdict("partly collapsed", [*sentences, *restless, fix])
     evidence = evidence or Evidence()
-    found = _over(stats, hyper, step, evidence) or _far(stats, hyper, standard_prior, evidence)
+    found = _over(stats, known, step, evidence) or _far(stats, known, standard_prior, evidence)
     if found is None:
         return Verdict("healthy", [*sentences, *_known(evidence, stats.n), *restless])
     return Verdict(found.name, [*sentences, *restless, *found.sentences])
@@ -379,21 +200,19 @@ def _known(evidence: Evidence, images: int) -> list[str]:
     return parts
 
 
-def _over(stats: Statistics, hyper: Mapping[str, float], step: int | None, evidence: Evidence) -> Verdict | None:
+def _over(stats: Statistics, known: Levers, step: int | None, evidence: Evidence) -> Verdict | None:
     """Over-regularised, if so."""
     assert stats.kl is not None
     held, log_n = stats.kl if evidence.mi is None else evidence.mi, math.log(stats.n)
     early = step is not None and step < EARLY
     if stats.n < FEW_IMAGES or early or held >= 0.5 * log_n:
         return None
-    weight = hyper.get("beta", 1.0) if evidence.weight is None else evidence.weight
-    capacity = hyper.get("capacity", math.inf) if "gamma" in hyper else math.inf
-    if abs(stats.kl - capacity) <= 0.5:
-        cause = f"the capacity of {capacity:g} nats is used up"
-    elif weight > 1 or hyper.get("beta_norm", 0.0) > 0:
-        cause = f"the KL weighs {weight:.3g} times what it should against the reconstruction"
-        if evidence.weight is None:
-            cause = "the KL weighs more than 1"
+    if known.capacity is not None and abs(stats.kl - known.capacity) <= 0.5:
+        cause = f"the capacity of {known.capacity:g} nats is used up"
+    elif evidence.weight is not None and evidence.weight > 1:
+        cause = f"the KL weighs {evidence.weight:.3g} times what it should against the reconstruction"
+    elif evidence.weight is None and known.heavy:
+        cause = "the KL weighs more than 1"
     else:
         return None
     about = "I(x; z)" if evidence.mi is not None else "I(x; z), at most the KL,"
@@ -401,10 +220,10 @@ def _over(stats: Statistics, hyper: Mapping[str, float], step: int | None, evide
         f"{about} is {held:.3g} nats, less than half of the {log_n:.3g} that tell {stats.n:,} images apart: z sorts "
         f"them into about {math.exp(held):,.0f} kinds, and {cause}."
     )
-    return Verdict("over-regularised", [finding, f"First: {_remedy(hyper, step, evidence)}"])
+    return Verdict("over-regularised", [finding, f"First: {_remedy(known, step, evidence)}"])
 
 
-def _far(stats: Statistics, hyper: Mapping[str, float], standard_prior: bool, evidence: Evidence) -> Verdict | None:
+def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evidence) -> Verdict | None:
     """Under-regularised or prior mismatch, if so."""
     assert stats.kl is not None
     if stats.n < FEW_IMAGES:
@@ -421,43 +240,137 @@ def _far(stats: Statistics, hyper: Mapping[str, float], standard_prior: bool, ev
     if not reasons:
         return None
     far = f"q(z) is far from the prior: {', and '.join(reasons)}."
-    weight = hyper.get("beta", 1.0) if evidence.weight is None else evidence.weight
+    weight = next((w for w in (evidence.weight, known.weight) if w is not None), 1.0)
     off_scale = moment_kl is not None and moment_kl > OFF_SCALE * latents
     if stats.kl > log_n and (weight < 0.5 or off_scale):
         finding = f"The rate, {stats.kl:.3g} nats, is more than the {log_n:.3g} that number all {stats.n:,} images" + (
             f", and the KL weighs {weight:.3g} of what it should." if weight < 0.5 else "."
         )
-        return Verdict("under-regularised", [finding, far, f"First: {_more_weight(hyper, evidence)}"])
+        return Verdict("under-regularised", [finding, far, f"First: {_more_weight(known, evidence)}"])
     return Verdict(
         "prior mismatch",
         [
             f"{far[:-1]}, so what is decoded from the prior need not look like what was encoded.",
-            f"First: train longer. Then: {_more_weight(hyper, evidence)}",
+            f"First: train longer. Then: {_more_weight(known, evidence)}",
         ],
     )
 
 
 def warn_while_training(
-    kl_D: Sequence[float | None], step: int, steps: int | None = None, hyper: Mapping[str, float] | None = None
+    kl_D: Sequence[float | None],
+    step: int,
+    steps: int | None = None,
+    hyper: Mapping[str, float] | None = None,
+    model: Model | None = None,
 ) -> str | None:
     """One sentence if the KL of every latent (nats; None where not finite) at `step` says that a run goes wrong.
 
     A collapse is called one after 1000 steps and a twentieth of all `steps`, as sound runs too start with a KL near 0;
-    and not while a capacity schedule asks for such a KL. The threshold is that of `verdict`.
+    not while a capacity schedule asks for such a KL, nor of a model without likelihood, which need not have one. The
+    threshold is that of `verdict`. With a model, latents are named and advice is about settings that it has.
     """
-    hyper = hyper or {}
-    bad = [f"z{d}" for d, kl in enumerate(kl_D) if kl is None or not math.isfinite(kl)]
+    known = levers(hyper or {}, model)
+    names = [f"z{d}" for d in range(len(kl_D))] if model is None else model.latent_names()
+    bad = [name for name, kl in zip(names, kl_D, strict=False) if kl is None or not math.isfinite(kl)]
     if bad:
         return f"not finite: the KL of {_some(bad)} at step {step:,}; a smaller optim.lr, or optim.grad_clip=1"
     total = sum(kl for kl in kl_D if kl is not None)
     early = step < max(EARLY, (steps or 0) // STEPS_SHARE)
-    asked_for = "gamma" in hyper and hyper.get("capacity", math.inf) < COLLAPSED_KL
-    if not kl_D or early or asked_for or total >= COLLAPSED_KL:
+    asked_for = known.capacity is not None and known.capacity < COLLAPSED_KL
+    judged = model is None or model.has_likelihood
+    if not kl_D or early or asked_for or not judged or total >= COLLAPSED_KL:
         return None
     return (
         f"collapsed so far: KL {total:.2g} nats in all {len(kl_D)} latents after {step:,} steps, z tells the decoder "
-        f"next to nothing; try {_remedy(hyper, step)}"
+        f"next to nothing; try {_remedy(known, step)}"
     )
+
+
+def final_report(
+    model: Model,
+    batches: Iterable[Batch],
+    hyper: Mapping[str, float],
+    *,
+    title: str = "",
+    factors: int | None = None,
+    step: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[list[Table], list[str], Verdict]:
+    """The tables of a model's latents over images, one a level; lines about the levels; the verdict.
+
+    `{images}` in `title` becomes the number of images. The model should be in evaluation mode and torch's global
+    generator seeded. InputError if there are no images.
+    """
+    stats = latent_statistics(model, batches, hyper, on_batch)
+    names = model.latent_names()
+    shown = []
+    for table in tables.level_tables(stats, names):
+        heading = " - ".join(filter(None, [table.title, title.replace("{images}", f"{stats.n:,}")]))
+        shown.append(table._replace(title=heading or None))
+    said = verdict(stats, names, hyper, factors=factors, step=step, model=model)
+    return shown, tables.level_texts(stats), said
+
+
+def _not_finite(stats: Statistics, names: Sequence[str]) -> Verdict | None:
+    bad, start = [], 0
+    for part in stats.parts:
+        vectors = [v for v in (part.mean_D, part.var_D, part.sigma2_D, part.kl_D) if v is not None]
+        for d in range(len(part.mean_D)):
+            if not all(math.isfinite(float(v[d])) for v in vectors):
+                bad.append(names[start + d])
+        start += len(part.mean_D)
+    wholes = {
+        "the reconstruction term": stats.recon,
+        "the images made of the latents": stats.mse,
+        **{f"the rate of {part.level.name}": part.sampled for part in stats.parts},
+    }
+    where = (
+        [f"latents {_some(bad)}"] if bad else [k for k, v in wholes.items() if v is not None and not math.isfinite(v)]
+    )
+    if not where:
+        return None
+    remedy = "First: an earlier checkpoint; in training a smaller --set optim.lr, or --set optim.grad_clip=1."
+    return Verdict("not finite", [f"NaN or infinity in {where[0]} over {stats.n:,} images.", remedy])
+
+
+def _without_standard(stats: Statistics, names: Sequence[str]) -> Verdict:
+    """What can be seen of models for which no more is defined: whether anything depends on the image."""
+    parts = stats.parts
+    if not parts:
+        return Verdict("not judged", ["Nothing infers latents from an image."])
+    sentences, start, dead = [], 0, 0
+    for part in parts:
+        d = len(part.mean_D)
+        here, start = [names[start + i] for i in range(d)], start + d
+        dead += not bool(part.active_D.any())
+        sentences.append(_about_level(part, here, alone=len(parts) == 1))
+    if dead == len(parts):
+        return Verdict("collapsed", [*sentences, "No latent depends on the image."])
+    return Verdict("not judged", [*sentences, f"Not judged: {_why_not(stats)}"])
+
+
+def _about_level(part: LevelStatistics, names: Sequence[str], alone: bool) -> str:
+    level, count = part.level, int(part.active_D.sum())
+    whose = "" if alone else f"{level.name}: "
+    rate = tables.rate_text(part)
+    costs = f"; {rate}" if rate else ""
+    if level.kind == "codes":
+        return f"{whose}{count} of {len(names)} positions have more than one code over the images{costs}."
+    if level.kind == "labels":
+        return f"{whose}the probabilities of {count} of {len(names)} labels vary with the image{costs}."
+    unused = [name for name, active in zip(names, part.active_D.tolist(), strict=True) if not active]
+    without = f"; not {_some(unused)}" if unused and count else ""
+    return f"{whose}{count} of {len(names)} latents depend on the image{without}{costs}."
+
+
+def _why_not(stats: Statistics) -> str:
+    if stats.mse is not None:
+        return "without a likelihood there is no reconstruction in nats for the KL to be weighed against."
+    if len(stats.parts) > 1:
+        return "how many nats each of several levels should hold, none of the rules for one level can tell."
+    if stats.parts[0].level.kind == "codes":
+        return "what codes cost is fixed by the codebook, and their indices have neither mean nor variance."
+    return "labels have no scale."
 
 
 def _law(stats: Statistics, names: Sequence[str]) -> list[str]:
@@ -492,35 +405,41 @@ def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
     return Verdict("healthy", [about, f"All {len(names)} latents vary."])
 
 
-def _remedy(hyper: Mapping[str, float], step: int | None, evidence: Evidence | None = None) -> str:
+def _remedy(known: Levers, step: int | None, evidence: Evidence | None = None) -> str:
     """The cheapest thing to try first for more information in z, as far as the numbers of the model tell."""
     if step is not None and step < EARLY:
         return f"train longer: after {step:,} steps the KL of a sound run can still be near 0."
-    for name in ("beta", "beta_norm"):
-        weight = hyper.get(name, 0.0)
-        if weight > (1.0 if name == "beta" else 0.0):
-            smaller = max(1.0, weight / 4) if name == "beta" else weight / 4
-            return f"a smaller {name} (now {weight:g}), --set model.{name}={smaller:g}."
-    if "capacity" in hyper and "gamma" in hyper:
-        return f"a larger capacity (now {hyper['capacity']:g} nats), or train until its schedule has risen."
+    if known.beta is not None and known.beta > 1.0:
+        return f"a smaller beta (now {known.beta:g}), --set model.beta={max(1.0, known.beta / 4):g}."
+    if known.beta_norm is not None and known.beta_norm > 0.0:
+        return f"a smaller beta_norm (now {known.beta_norm:g}), --set model.beta_norm={known.beta_norm / 4:g}."
+    if known.capacity is not None:
+        return f"a larger capacity (now {known.capacity:g} nats), or train until its schedule has risen."
     if evidence is not None and evidence.sigma is not None and evidence.gamma is not None:
         return _best_sigma(evidence.sigma, evidence.gamma)
-    sigma = hyper.get("likelihood.sigma", 0.0)
-    if sigma >= 0.5:
-        remedy = f"--set model.likelihood.sigma={sigma / 4:g}"
-        return f"a smaller sigma (now {sigma:g}), so that the reconstruction counts more: {remedy}."
+    if known.sigma is not None and known.sigma >= 0.5:
+        remedy = f"--set model.likelihood.sigma={known.sigma / 4:g}"
+        return f"a smaller sigma (now {known.sigma:g}), so that the reconstruction counts more: {remedy}."
     warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
-    return f"warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
+    if known.beta is not None:
+        return f"warm the KL up, --set 'model.beta={warm_up}'."
+    if known.exchangeable:
+        return f"warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
+    return "a smaller learning rate (--set optim.lr=...), or another seed."
 
 
-def _more_weight(hyper: Mapping[str, float], evidence: Evidence) -> str:
+def _more_weight(known: Levers, evidence: Evidence) -> str:
     """The cheapest way to a q(z) nearer to the prior."""
     if evidence.sigma is not None and evidence.gamma is not None and evidence.sigma < 0.7 * evidence.gamma:
         return _best_sigma(evidence.sigma, evidence.gamma)
-    beta = hyper.get("beta")
-    if beta is not None:
-        return f"a larger beta (now {beta:g}), --set model.beta={1.0 if beta < 1 else 2 * beta:g}."
-    return "a larger weight on the KL, --set model.name=beta-vae --set model.beta=2, or fewer latents."
+    if known.beta is not None:
+        larger = 1.0 if known.beta < 1 else 2 * known.beta
+        return f"a larger beta (now {known.beta:g}), --set model.beta={larger:g}."
+    if known.beta_norm is not None:
+        return f"a larger beta_norm (now {known.beta_norm:g}), --set model.beta_norm={2 * known.beta_norm:g}."
+    if known.exchangeable:
+        return "a larger weight on the KL, --set model.name=beta-vae --set model.beta=2, or fewer latents."
+    return "fewer latents."
 
 
 def _best_sigma(sigma: float, gamma: float) -> str:

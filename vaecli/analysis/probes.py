@@ -5,8 +5,9 @@ Everything in nats, in evaluation mode. A probe seeds torch's global generator i
 Shapes: B batch, C H W image, D latents, K importance samples, P = C H W pixels.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor
 
 from vaecli import device
-from vaecli.analysis.diagnosis import Moments
+from vaecli.analysis.draws import Source
+from vaecli.analysis.statistics import Moments
+from vaecli.analysis.traversal import followers, movers
 from vaecli.batch import Batch
 from vaecli.data.base import SplitView
-from vaecli.errors import ConfigError
-from vaecli.models.base import Hyper, Model
-from vaecli.objectives.terms import LOG_2PI, log_normal
+from vaecli.models.base import Hyper, Model, NoPrior
+from vaecli.objectives import distributions
 
 DECODES = 20_000  # images decoded by a probe that goes through the latents or the importance samples
 IMPORTANCE_SAMPLES = 100
 VARIANCE_IMAGES = 10_000
+
+CERTAIN = (distributions.Point, distributions.Indices)  # posteriors without a density
 
 Advance = Callable[[float], None]
 
@@ -40,15 +44,10 @@ def random_batches(view: SplitView, images: int, batch_size: int, seed: int) -> 
         yield view.dataset.batch(chosen[start : start + batch_size], view.labels)
 
 
-def prior_draws(model: Model, n: int) -> Tensor | None:
-    """n draws from p(z), (n, D), on the model's device; None for a model without a prior."""
-    try:
-        return model.prior(n)
-    except ConfigError:
-        return None
-
-
 # ------------------------------------------------------------------------------------------------------- single latents
+
+
+Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,25 @@ class Latents:
 
     `gain_D`        E[-log p(x|z')] - E[-log p(x|z)] in nats with z = E[z|x] and z' the same but for latent i, which is
                     put to the prior mean 0 (or, as `instead` says, to the mean of the codes where 0 means nothing).
+                    None without a likelihood; NaN for a latent that other levels follow, as these hold it too.
     `prior_gain_D`  the same with latent i drawn from the prior: harsher; None without a prior.
     `sensitivity_D` E |d E[x|z] / d z_i|, the Euclidean norm over pixels, by central differences at z = E[z|x] over
-                    2 % of the latent's standard deviation.
+                    2 % of the latent's standard deviation, the levels below following.
+
+    All are NaN for codes and labels, which have no values in between.
     """
 
-    gain_D: np.ndarray[tuple[int], np.dtype[np.float64]]
-    gain_error_D: np.ndarray[tuple[int], np.dtype[np.float64]]
-    prior_gain_D: np.ndarray[tuple[int], np.dtype[np.float64]] | None
-    prior_gain_error_D: np.ndarray[tuple[int], np.dtype[np.float64]] | None
-    sensitivity_D: np.ndarray[tuple[int], np.dtype[np.float64]]
+    gain_D: Array | None
+    gain_error_D: Array | None
+    prior_gain_D: Array | None
+    prior_gain_error_D: Array | None
+    sensitivity_D: Array
     instead: str  # "zero" or "mean"
     images: int
 
 
 def latents(
-    model: Model,
+    source: Source,
     view: SplitView,
     hyper: Hyper,
     scale_D: Tensor,
@@ -88,46 +90,62 @@ def latents(
     `scale_D` is the standard deviation of each q(z_i). Latents are put to `mean_D`, or to 0 if it is None. `advance` is
     told the latents done times images, of `latent_images(D) * D` by default.
     """
-    d = len(scale_D)
+    model, d = source.model, len(scale_D)
     device.seed(seed, "latents")
     base, gain, prior_gain, size = Moments(), Moments(), Moments(), Moments()
-    where, dtype = model.device, torch.float32
+    kept = {mover.index: followers(model, mover.level) for mover in movers(model, model.inferred) if not mover.counted}
+    where = model.device
     with torch.inference_mode():
         for batch in random_batches(view, images or latent_images(d), batch_size, seed):
             x_BCHW = batch.x_BCHW.to(where)
-            z_BD = model.posterior(x_BCHW).mean_BD
-            dtype = z_BD.dtype
-            nll_B = model.nll(x_BCHW, z_BD, hyper)
-            drawn_BD = prior_draws(model, len(z_BD))
+            z_BD = model.flatten(model.infer(x_BCHW).values)
+            nothing_B = torch.full((len(z_BD),), math.nan, dtype=torch.float64)
+            nll_B = model.nll(x_BCHW, z_BD, hyper) if model.has_likelihood else nothing_B
+            drawn_BD = source.table(len(z_BD))
             gains, prior_gains, sizes = [], [], []
             for i in range(d):
                 changed_BD = z_BD.clone()
-                changed_BD[:, i] = 0.0 if mean_D is None else mean_D[i].to(where, dtype)
-                gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B)
+                if i not in kept:
+                    gains.append(nothing_B)
+                    prior_gains.append(nothing_B)
+                    sizes.append(nothing_B)
+                    advance(len(z_BD))
+                    continue
+                alone = model.has_likelihood and not kept[i]
+                changed_BD[:, i] = 0.0 if mean_D is None else mean_D[i].to(where, z_BD.dtype)
+                gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B if alone else nothing_B)
                 if drawn_BD is not None:
                     changed_BD[:, i] = drawn_BD[:, i]
-                    prior_gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B)
+                    prior_gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B if alone else nothing_B)
                 # Not below the resolution of the numbers, where a latent hardly varies.
                 step = max(0.01 * float(scale_D[i]), 1e-3 * float(z_BD[:, i].abs().mean()), 1e-6)
                 changed_BD[:, i] = z_BD[:, i] + step
-                above = model.decode(changed_BD)
+                above = _image(model, changed_BD, kept[i])
                 changed_BD[:, i] = z_BD[:, i] - step
-                sizes.append((above - model.decode(changed_BD)).flatten(1).cpu().double().norm(dim=1) / (2 * step))
+                below = _image(model, changed_BD, kept[i])
+                sizes.append((above - below).flatten(1).cpu().double().norm(dim=1) / (2 * step))
                 advance(len(z_BD))
             base.add(nll_B)
             gain.add(torch.stack(gains, dim=1))
             size.add(torch.stack(sizes, dim=1))
-            if prior_gains:
+            if drawn_BD is not None:
                 prior_gain.add(torch.stack(prior_gains, dim=1))
+    likely, drawn = model.has_likelihood, model.has_likelihood and prior_gain.n > 0
     return Latents(
-        gain.mean.numpy(),
-        gain.standard_error.numpy(),
-        prior_gain.mean.numpy() if prior_gain.n else None,
-        prior_gain.standard_error.numpy() if prior_gain.n else None,
+        gain.mean.numpy() if likely else None,
+        gain.standard_error.numpy() if likely else None,
+        prior_gain.mean.numpy() if drawn else None,
+        prior_gain.standard_error.numpy() if drawn else None,
         size.mean.numpy(),
         "zero" if mean_D is None else "mean",
         base.n,
     )
+
+
+def _image(model: Model, z_BD: Tensor, left: Sequence[str]) -> Tensor:
+    """The image of a table of latents but for the levels `left`, which follow the others."""
+    values = {name: v for name, v in model.unflatten(z_BD).items() if name not in left}
+    return model.image(model.complete(values))
 
 
 def latent_images(latents: int) -> int:
@@ -170,7 +188,7 @@ class VarianceLoss:
 
 
 def variance_loss(
-    model: Model,
+    source: Source,
     view: SplitView,
     *,
     images: int = VARIANCE_IMAGES,
@@ -179,28 +197,29 @@ def variance_loss(
     advance: Advance = _quiet,
 ) -> VarianceLoss:
     """The variance-loss terms over random images; `advance` is told the images of each batch."""
+    model = source.model
     device.seed(seed, "variance loss")
     x, xhat, r, r2, product, made, sampled = (Moments() for _ in range(7))
     with torch.inference_mode():
         for batch in random_batches(view, images, batch_size, seed):
             x_BCHW = batch.x_BCHW.to(model.device)
-            q = model.posterior(x_BCHW)
+            found = model.infer(x_BCHW)
             x_BP = x_BCHW.flatten(1).cpu().double()
-            xhat_BP = model.decode(q.mean_BD).flatten(1).cpu().double()
+            xhat_BP = model.image(model.complete(found.values)).flatten(1).cpu().double()
             r_BP = x_BP - xhat_BP
             x.add(x_BP)
             xhat.add(xhat_BP)
             r.add(r_BP)
             r2.add(r_BP.square().mean(dim=1))
             product.add(xhat_BP * r_BP)
-            if q.logvar_BD is None:
+            if all(isinstance(q, CERTAIN) for q in found.posteriors.values()):
                 sampled.add(r_BP.square().mean(dim=1))
             else:
-                again_BP = model.decode(q.sample()).flatten(1).cpu().double()
+                drawn = model.infer(x_BCHW, sample=True)
+                again_BP = model.image(model.complete(drawn.values)).flatten(1).cpu().double()
                 sampled.add((x_BP - again_BP).square().mean(dim=1))
-            z_BD = prior_draws(model, len(x_BP))
-            if z_BD is not None:
-                made.add(model.decode(z_BD).flatten(1))
+            with contextlib.suppress(NoPrior):
+                made.add(model.image(source.draw(len(x_BP))).flatten(1))
             advance(len(x_BP))
     var_x, var_xhat, mse = float(x.variance.mean()), float(xhat.variance.mean()), float(r2.mean)
     bias = float(r.mean.square().mean())
@@ -243,27 +262,34 @@ def iwae(
     seed: int = 0,
     advance: Advance = _quiet,
 ) -> Iwae | None:
-    """The bound over random images, for a model whose prior is N(0, I); None for a deterministic code.
+    """The bound over random images; None where there is none: without likelihood or prior, with noise that nothing
+    infers, with points and codes, whose posterior has no density.
 
-    -log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x), as a log-sum-exp. `advance` is told the images done.
+    -log (1/K) sum_k p(x|z_k) prod p(z_k) / q(z_k|x) over the levels along K ancestral draws, as a log-sum-exp.
+    `advance` is told the images done.
     """
+    if not model.has_likelihood or any(not level.inferred for level in model.levels):
+        return None
     device.seed(seed, "iwae")
     bound, elbo = Moments(), Moments()
     with torch.inference_mode():
         for batch in random_batches(view, images, max(1, batch_size // samples), seed):
-            x_BCHW = batch.x_BCHW.to(model.device)
-            q = model.posterior(x_BCHW)
-            if q.logvar_BD is None:
+            x = batch.x_BCHW.to(model.device).repeat_interleave(samples, dim=0)
+            found = model.infer(x, sample=True)
+            if any(isinstance(q, CERTAIN) for q in found.posteriors.values()):
                 return None
-            x = x_BCHW.repeat_interleave(samples, dim=0)
-            mean, logvar = (t.repeat_interleave(samples, dim=0) for t in (q.mean_BD, q.logvar_BD))
-            eps = torch.randn_like(mean)
-            z = mean + torch.exp(0.5 * logvar) * eps
-            log_prior = log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
-            log_q = -0.5 * (eps.square() + logvar + LOG_2PI)
-            log_weight = (log_prior - log_q).cpu().double().sum(dim=1) - model.nll(x, z, hyper).cpu().double()
-            log_weight_BK = log_weight.view(len(x_BCHW), samples)
+            log_prob = model.log_prob(x, found.values, hyper)
+            assert log_prob is not None
+            log_weight = log_prob.cpu().double()
+            for name, q in found.posteriors.items():
+                try:
+                    p = model.p(name, found.values, len(x))
+                except NoPrior:
+                    return None
+                log_p, log_q = (distributions.log_prob(f, found.values[name]).cpu().double() for f in (p, q))
+                log_weight = log_weight + log_p - log_q
+            log_weight_BK = log_weight.view(-1, samples)
             bound.add(log_weight_BK.logsumexp(dim=1) - math.log(samples))
             elbo.add(log_weight_BK.mean(dim=1))
-            advance(len(x_BCHW))
+            advance(len(batch.x_BCHW))
     return Iwae(-float(bound.mean), float(bound.standard_error), -float(elbo.mean), samples, bound.n)

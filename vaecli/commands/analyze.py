@@ -10,7 +10,7 @@ from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import analyze as analysis
-from vaecli.analysis import codes, diagnosis, metrics
+from vaecli.analysis import codes, diagnosis, metrics, tables
 from vaecli.analysis.analyze import Analysis, CodesAnalysis
 from vaecli.errors import ConfigError, FailedVerdict
 from vaecli.training import checkpoint as checkpoints
@@ -58,7 +58,7 @@ def run(
             loaded, dataset, split, limit, metric_names=names, diagnose=diagnose, batch_size=batch_size, seed=seed,
             lenient=lenient,
         )  # fmt: skip
-    for name, value in diagnosis.totals(found.stats).items():
+    for name, value in tables.totals(found.stats).items():
         if isinstance(value, float) and not math.isfinite(value) and found.stats.n > 1:
             streams.warning(f"{name} is not finite")
     metrics_alone = bool(names) and not diagnose
@@ -69,11 +69,11 @@ def run(
         _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
     elif sys.stdout.isatty():
         _latents(found)
-        streams.result(diagnosis.totals_text(found.stats))
+        streams.result(tables.totals_text(found.stats))
         _rest(found, streams.result, to_stderr=False, totals=False)
     else:
         if metrics_alone:
-            streams.table(analysis.METRIC_HEADERS, analysis.metric_rows(found.results))
+            streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results))
         else:
             _rows(found.latents)
         _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
@@ -110,39 +110,38 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").replace("_", " ").replace("regularized", "regularised").split())
 
 
-def _cells(latents: list[dict[str, object]]) -> list[Sequence[object]]:
+def _cells(latents: list[tables.Record]) -> list[Sequence[object]]:
     """The latents for CSV, below their header."""
-    fields = analysis.latent_columns(latents)
-    return [fields, *(["" if record[field] is None else record[field] for field in fields] for record in latents)]
+    fields = tables.columns(latents)
+    rows = [["" if record.get(field) is None else record[field] for field in fields] for record in latents]
+    return [fields, *rows]
 
 
 def _metrics_cells(found: Analysis | CodesAnalysis) -> list[Sequence[object]]:
     """The metrics for CSV, below their header."""
-    return [analysis.METRIC_HEADERS, *analysis.metric_rows(found.results, digits=9)]
+    return [tables.METRIC_HEADERS, *tables.metric_rows(found.results, digits=9)]
 
 
-def _rows(latents: list[dict[str, object]]) -> None:
+def _rows(latents: list[tables.Record]) -> None:
     """The latents on a pipe."""
-    fields = analysis.latent_columns(latents)
-    more = fields[len(diagnosis.HEADERS) :]
-    streams.table(
-        [*diagnosis.HEADERS, *more],
-        [[*diagnosis.cells(record), *(_cell(record[field]) for field in more)] for record in latents],
-    )
+    fields = tables.columns(latents)
+    headings = [tables.HEADINGS.get(field, field) for field in fields]
+    streams.table(headings, [[_cell(field, record.get(field)) for field in fields] for record in latents])
 
 
-def _cell(value: object) -> str:
+def _cell(field: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return diagnosis.number_text(value, 4)
+    return tables.cell(field, value)
 
 
 def _latents(found: Analysis | CodesAnalysis) -> None:
     """The latents on a terminal."""
-    styles = ["dim" if record["status"] == "inactive" else None for record in found.latents]
-    streams.table(diagnosis.HEADERS, [diagnosis.cells(record) for record in found.latents], styles=styles)
+    for table in tables.level_tables(found.stats, [], found.latents):
+        streams.table(table.headers, table.rows, styles=table.styles, title=table.title)
     if found.diagnosis:
-        for title, headers, rows in analysis.latent_tables(found.latents):
+        styles = ["dim" if record["status"] in tables.DIM else None for record in found.latents]
+        for title, headers, rows in tables.latent_tables(found.latents):
             streams.table(headers, rows, styles=styles, title=title)
 
 
@@ -156,12 +155,14 @@ def _rest(
 ) -> None:
     """All but the latents."""
     if totals:
-        say(diagnosis.totals_text(found.stats))
+        say(tables.totals_text(found.stats))
+    for line in tables.level_texts(found.stats):
+        say(line)
     if found.diagnosis:
-        rows = analysis.diagnosis_rows(found.diagnosis)
+        rows = tables.diagnosis_rows(found.diagnosis)
         streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, left=2)
     if found.results and with_metrics:
-        streams.table(analysis.METRIC_HEADERS, analysis.metric_rows(found.results), to_stderr=to_stderr)
+        streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr)
     for result in found.results:
         for note in (*(() if result.score is None else result.score.notes), *filter(None, [result.problem])):
             say(f"  {result.name}: {note}")

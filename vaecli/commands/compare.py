@@ -21,7 +21,7 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes as code_files
 from vaecli.analysis import metrics
 from vaecli.analysis.codes import Codes
-from vaecli.analysis.diagnosis import number_text
+from vaecli.analysis.tables import number_text
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.errors import ConfigError
@@ -65,6 +65,7 @@ class Run:
     images: str = ""  # the same as a checksum: equal where the images are
     n: int = 0
     codes: Codes | None = None
+    likelihood: str | None = None  # in words, with its settings; None where there is none
 
 
 class Summary(NamedTuple):
@@ -196,7 +197,9 @@ def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
 def _take(run: Run, found: analysis.Analysis) -> None:
     """The numbers that are compared, so that model and data can be let go of."""
     stats, view = found.stats, found.view
-    run.values = {"elbo": stats.elbo, "recon": stats.recon, "kl": stats.kl, "active_units": float(stats.active)}
+    active = None if stats.active is None else float(stats.active)
+    run.values = {"elbo": stats.elbo, "recon": stats.recon, "kl": stats.kl, "active_units": active}
+    run.likelihood = likelihood_of(found.loaded)
     for result in found.results:
         _keep(run, result)
     info = view.dataset.info
@@ -286,17 +289,27 @@ def _warnings(runs: Sequence[Run]) -> dict[str, bool]:
     if not comparable["all"]:
         over = {run.images: f"{run.over} ({run.name})" for run in reversed(runs)}
         streams.warning(f"not comparable, as measured over different images: {'; '.join(reversed(over.values()))}")
-    likelihoods = {name: run.name for run in reversed(runs) if (name := _likelihood(run)) is not None}
+    likelihoods = {run.likelihood: run.name for run in reversed(runs)}
     if len(likelihoods) > 1:
-        named = "; ".join(f"{name} ({run})" for name, run in reversed(likelihoods.items()))
+        named = "; ".join(f"{words or 'none'} ({run})" for words, run in reversed(likelihoods.items()))
         streams.warning(f"ELBO and reconstruction are not comparable between likelihoods: {named}")
         comparable.update(elbo=False, recon=False)
     return comparable
 
 
-def _likelihood(run: Run) -> str | None:
-    name = dict(configs.flat(run.config.to_tree())).get("model.likelihood.name")
-    return None if name is None else str(name)
+def likelihood_of(loaded: checkpoints.Loaded) -> str | None:
+    """What a model's log p(x|z) is, in words, its settings at the checkpoint included; None without one.
+
+    A number that was learned or follows the error is not told: it is a result, and no choice of another density.
+    """
+    model = loaded.model
+    if not model.has_likelihood:
+        return None
+    own = getattr(model, "likelihood", None)
+    if own is None:
+        return f"that of {model.config.name}"
+    words: str = own.text(model.hyper(loaded.step))
+    return words.replace(" likelihood", "")
 
 
 # --------------------------------------------------------------------------------------------------------------- output

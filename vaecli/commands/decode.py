@@ -24,7 +24,10 @@ def run(checkpoint: str, codes: str, output: str | None, batch_size: int, device
     table = code_files.read_table(codes)
     _artifact.check_images(output, DEFAULT_NAME, len(table), force, json)
     loaded = checkpoints.load(checkpoint, devices.pick(device))
-    z_ND = torch.from_numpy(table.latents(loaded.model.latent_names(), loaded.info.factor_names)).float()
+    names, whole = loaded.model.latent_names(), loaded.model.latent_names(loaded.model.levels)
+    if len(whole) > len(names) and table.values_NC.shape[1] == len(whole):  # with noise, as `vae sample` writes it
+        names = whole
+    z_ND = torch.from_numpy(table.latents(names, loaded.info.factor_names)).float()
     n = len(z_ND)
     with torch.inference_mode(), streams.progress("decoding", n) as advance:
         chunks = decode(loaded.model, z_ND, batch_size)

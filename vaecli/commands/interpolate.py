@@ -34,7 +34,8 @@ def run(
     force: bool,
     json: bool,
 ) -> None:
-    """Decode `steps` codes from the mean code of `a` to that of `b`, straight or (`spherical`) as in `great_circle`.
+    """Decode `steps` codes from that of `a` (the mode of q(z|x)) to that of `b`, straight or (`spherical`) as in
+    `great_circle`. ConfigError where the codes are indices, or nothing infers latents.
 
     The inputs stand beside the reconstructions with which the row begins and ends. PNG, or GIF (there and back) by the
     name's ending. `a` and `b` are image files or indices into the data set.
@@ -47,10 +48,14 @@ def run(
     height, width = loaded.info.shape[1:]
     figures.check_size(1, 3 if moving else steps + 2, height, width)
     model = loaded.model
+    if not model.inferred:
+        raise ConfigError(f"{loaded.config.model.name} infers no latents from an image")
+    if any(level.kind == "codes" for level in model.inferred):
+        raise ConfigError(f"{loaded.config.model.name} has codes of a codebook, between which there is nothing")
     t_S = np.linspace(0.0, 1.0, steps)
     with torch.inference_mode():
         x_2CHW, names = _inputs(loaded, (a, b))
-        ends_2D = model.posterior(x_2CHW.to(model.device)).mean_BD.double().cpu().numpy()
+        ends_2D = model.flatten(model.infer(x_2CHW.to(model.device)).values).double().cpu().numpy()
         if not np.isfinite(ends_2D).all():
             raise InputError(f"{loaded.path}: the codes of {names[0]} and {names[1]} are not finite")
         z_SD = (great_circle if spherical else straight)(ends_2D[0], ends_2D[1], t_S)

@@ -6,7 +6,7 @@ from torch import Tensor
 from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis.diagnosis import number_text
+from vaecli.analysis.tables import number_text
 from vaecli.commands import _artifact
 from vaecli.errors import ConfigError
 from vaecli.report import figures
@@ -14,6 +14,7 @@ from vaecli.training import checkpoint as checkpoints
 from vaecli.training.checkpoint import Loaded
 
 COLUMNS = 8
+COLUMNS_OF_NUMBERS = (("nll", "NLL (nats)", 2), ("kl", "KL (nats)", 2), ("mse", "MSE", 6))
 
 
 def run(
@@ -27,15 +28,19 @@ def run(
     force: bool,
     json: bool,
 ) -> None:
-    """Inputs above outputs, z being the mean of q(z|x), with three numbers an image.
+    """Inputs above outputs, z being the mode of q(z|x), with up to three numbers an image.
 
     NLL is -log p(x|z) at that z and KL is KL(q(z|x) || p(z)), in nats; MSE is the mean over pixels of the squared
-    difference to the expected image. Images are files or, where none is given, the first `n` of a split.
+    difference to the expected image. A model without likelihood makes a resynthesis, which has an MSE alone; the KL is
+    left out where it has no closed form, or depends on the values of other levels. Images are files or, where none is
+    given, the first `n` of a split. ConfigError where nothing infers latents.
     """
     if not images and n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     path = _artifact.check(output, "reconstructions.png", force, json)
     loaded = checkpoints.load(checkpoint, devices.pick(device))
+    if not loaded.model.inferred:
+        raise ConfigError(f"{loaded.config.model.name} infers no latents from an image, and so cannot reconstruct it")
     x_BCHW, names, source = _inputs(loaded, images, split, n)
     figures.check_size(2 * -(-len(names) // COLUMNS), COLUMNS, *x_BCHW.shape[2:])
     devices.seed(seed, "reconstruct")
@@ -44,24 +49,26 @@ def run(
     with torch.inference_mode():
         for part_BCHW in torch.split(x_BCHW, 256):
             on_device = part_BCHW.to(model.device)
-            q = model.posterior(on_device)
-            outputs.append(model.decode(q.mean_BD).float().cpu())
-            nlls.append(model.nll(on_device, q.mean_BD, hyper).cpu().double())
-            if q.kl_BD is not None:
-                kls.append(q.kl_BD.sum(dim=1).cpu())
+            found = model.infer(on_device)
+            values = model.complete(found.values)
+            outputs.append(model.image(values).float().cpu())
+            log_prob_B = model.log_prob(on_device, values, hyper)
+            if log_prob_B is not None:
+                nlls.append(-log_prob_B.cpu().double())
+            rates = list(model.rates(found).values())
+            if len(model.inferred) == 1 and rates and rates[0].dim() > 1 and model.has_likelihood:
+                kls.append(rates[0].flatten(1).sum(dim=1).cpu())
     y_BCHW = torch.cat(outputs)
-    nll = torch.cat(nlls).tolist()
-    kl = torch.cat(kls).tolist() if kls else [None] * len(names)
+    nll, kl = (torch.cat(parts).tolist() if parts else [None] * len(names) for parts in (nlls, kls))
     mse = (x_BCHW.cpu().double() - y_BCHW.double()).square().mean(dim=(1, 2, 3)).tolist()
     numbers = [{"image": name, "nll": a, "kl": b, "mse": c} for name, a, b, c in zip(names, nll, kl, mse, strict=True)]
     heading = _artifact.title(loaded.config.model.name, source, f"step {loaded.step:,}")
-    picture = _picture(x_BCHW.cpu(), y_BCHW, numbers, heading)
+    picture = _picture(x_BCHW.cpu(), y_BCHW, numbers, heading, "output" if model.has_likelihood else "resynthesis")
     path = _artifact.write(output, "reconstructions.png", picture, force)
     if not json:
-        rows = [
-            [r["image"], number_text(r["nll"], 2), number_text(r["kl"], 2), number_text(r["mse"], 6)] for r in numbers
-        ]
-        streams.table(("image", "NLL (nats)", "KL (nats)", "MSE"), rows, to_stderr=True)
+        columns = [column for column in COLUMNS_OF_NUMBERS if numbers[0][column[0]] is not None]
+        rows = [[str(r["image"]), *(number_text(r[key], digits) for key, _, digits in columns)] for r in numbers]
+        streams.table(["image", *(heading for _, heading, _ in columns)], rows, to_stderr=True)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "source": source}
     _artifact.report(path, {**about, "images": numbers}, json)
 
@@ -79,16 +86,15 @@ def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tens
     return batch.x_BCHW, [str(i) for i in batch.index_B.tolist()], f"{loaded.info.name} {view.name}"
 
 
-def _picture(x_BCHW: Tensor, y_BCHW: Tensor, numbers: list[dict[str, object]], heading: str) -> bytes:
-    captions = []
-    for record in numbers:
-        lines = [f"NLL {number_text(record['nll'], 1)}"]
-        if record["kl"] is not None:
-            lines.append(f"KL {number_text(record['kl'], 1)}")
-        captions.append("\n".join([*lines, f"MSE {number_text(record['mse'], 4)}"]))
+def _picture(x_BCHW: Tensor, y_BCHW: Tensor, numbers: list[dict[str, object]], heading: str, output: str) -> bytes:
+    wanted = (("nll", "NLL", 1), ("kl", "KL", 1), ("mse", "MSE", 4))
+    captions = [
+        "\n".join(f"{name} {number_text(r[key], digits)}" for key, name, digits in wanted if r[key] is not None)
+        for r in numbers
+    ]
     rows = []
     for start in range(0, len(numbers), COLUMNS):
         part = slice(start, start + COLUMNS)
         rows.append(figures.Row(x_BCHW[part].numpy(), "input"))
-        rows.append(figures.Row(y_BCHW[part].numpy(), "output", captions=captions[part]))
+        rows.append(figures.Row(y_BCHW[part].numpy(), output, captions=captions[part]))
     return figures.png(figures.sheet(rows, title=heading))

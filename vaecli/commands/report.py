@@ -18,7 +18,7 @@ from vaecli import device as devices
 from vaecli import output as streams
 from vaecli import report as html
 from vaecli.analysis import analyze as analysis
-from vaecli.analysis import codes, diagnosis
+from vaecli.analysis import codes, draws, tables, traversal
 from vaecli.analysis import metrics as metric_driver
 from vaecli.analysis.analyze import Analysis
 from vaecli.commands import _artifact, sample, traverse
@@ -74,11 +74,13 @@ def gather(analysed: Analysis, command: str) -> html.Content:
     loaded, stats = analysed.loaded, analysed.stats
     names = loaded.model.latent_names()
     codes_ = analysed.codes
-    if codes_ is None and analysed.verdict.name != "not finite":
+    if codes_ is None and analysed.verdict.name != "not finite" and loaded.model.inferred:
         with streams.progress("encoding", min(stats.n, ENCODED)) as advance:
             codes_ = codes.encode(loaded, analysed.view, min(stats.n, ENCODED), advance=advance)
+    if any(part.usage is not None for part in stats.parts):
+        codes_ = None  # means of indices would say nothing
     folder = run_folder(loaded.path)
-    active = [d for d in stats.order() if stats.status(d) == "active"]
+    active = [d for d in stats.order() if stats.status(d) in ("active", "varies")]
     shares = _shares(codes_)
     follows = {d: shares[d] for d in active if d in shares}
     with torch.inference_mode():
@@ -95,22 +97,25 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         ),
         step=loaded.step,
         verdict=(analysed.verdict.name, analysed.verdict.sentences),
-        totals=diagnosis.totals(stats),
+        totals=tables.totals(stats),
         names=names,
         latents=[_with_factor(record, follows) for record in analysed.latents],
         active=active,
         configuration=paths.without_homes(configs.dump(loaded.config)),
-        standard_prior=_standard_prior(analysed),
+        standard_prior=analysis.standard(stats),
+        mixture=analysis.mixture(stats),
         history=None if folder is None else history(_read(folder / "metrics.jsonl"), len(names)),
         reconstructions=reconstructions,
+        likelihood=loaded.model.has_likelihood,
+        levels=tables.level_texts(stats),
         samples_NCHW=drawn,
-        no_samples=why,
+        samples_from=why,
         traversals=traversals,
         codes=codes_,
         value_names=VALUE_NAMES.get(source.name, {}),
         diagnosis={
             what: text.replace("+-", "±")
-            for what, text in (analysis.diagnosis_rows(analysed.diagnosis) if analysed.diagnosis else ())
+            for what, text in (tables.diagnosis_rows(analysed.diagnosis) if analysed.diagnosis else ())
         },
         results=analysed.results,
         environment={} if folder is None else environment(_read(folder / "run.json")),
@@ -140,28 +145,31 @@ def gather(analysed: Analysis, command: str) -> html.Content:
     )
 
 
-def _reconstructions(analysed: Analysis) -> html.Reconstructions:
+def _reconstructions(analysed: Analysis) -> html.Reconstructions | None:
     """Of images spread evenly over those analyzed: a split that is in order shows all its kinds."""
     model, view = analysed.loaded.model, analysed.view
+    if not model.inferred:
+        return None
     count = min(RECONSTRUCTED, analysed.stats.n)
     place = np.unique(np.linspace(0, analysed.stats.n - 1, count).round().astype(int))
     index_B = view.indices[torch.as_tensor(place, device=view.indices.device)]
     x_BCHW = view.dataset.batch(index_B).x_BCHW.to(model.device)
-    z_BD = model.posterior(x_BCHW).mean_BD
-    nll_B = model.nll(x_BCHW, z_BD, model.hyper(analysed.loaded.step))
+    values = model.complete(model.infer(x_BCHW).values)
+    log_prob_B = model.log_prob(x_BCHW, values, model.hyper(analysed.loaded.step))
     return html.Reconstructions(
         x_BCHW.cpu().numpy(),
-        model.decode(z_BD).float().cpu().numpy(),
-        nll_B.double().cpu().tolist(),
+        model.image(values).float().cpu().numpy(),
+        None if log_prob_B is None else (-log_prob_B).double().cpu().tolist(),
         f"{len(place)} images spread evenly over the split {view.name}",
     )
 
 
 def _samples(loaded: Loaded, seed: int) -> tuple[np.ndarray[Any, Any] | None, str | None]:
-    """As `vae sample` draws them, or why there are none."""
+    """As `vae sample` draws them, and what from; or why there are none."""
     devices.seed(seed, "sample")
+    source = draws.source(loaded)
     try:
-        return np.concatenate([x_BCHW for x_BCHW, _ in sample.draw(loaded.model, SAMPLED, 1.0)]), None
+        return np.concatenate([x_BCHW for x_BCHW, _ in sample.draw(source, SAMPLED, 1.0)]), source.text
     except NoPrior as error:
         return None, f"No samples: {error}."
 
@@ -169,27 +177,37 @@ def _samples(loaded: Loaded, seed: int) -> tuple[np.ndarray[Any, Any] | None, st
 def _traversals(
     analysed: Analysis, active: Sequence[int], follows: Mapping[int, tuple[str, float]]
 ) -> html.Traversals | None:
-    """As `vae traverse` makes them, of the active latents."""
+    """As `vae traverse` makes them, of the latents that depend on the image."""
     loaded, stats = analysed.loaded, analysed.stats
-    if not active:
+    model = loaded.model
+    movers = traverse.ordered(traversal.movers(model, model.inferred), stats)
+    used = [m for m in movers if m.index is not None and any(m.index + i in active for i in range(m.size))]
+    if not used:
         return None
-    values = np.linspace(-RANGE, RANGE, STEPS)
-    relative = stats if stats.kl_D is None else None
-    centre = traverse.centre(loaded, "prior", analysed.dataset, None, stats)
-    names = loaded.model.latent_names()
+    t_S = np.linspace(-RANGE, RANGE, STEPS)
+    middle, where = traverse.centre(loaded, "prior", analysed.dataset, None, stats)
     devices.seed(analysed.seed, "traverse")
-    rows = []
-    for d in active:
-        images_SCHW = traverse.images_along(loaded.model, centre.z_D, d, values, relative)
-        factor = "{} {:.0%}".format(*follows[d]) if d in follows else ""
-        rows.append(html.Traversal(names[d], [traverse.label_of(stats, d), factor], images_SCHW))
-    inactive = len(names) - len(active)
-    order = "variance" if relative is not None else "mean KL"
-    about = f"Each active latent by itself at the value below, the others at {centre.text}; ordered by {order}."
+    rows, units = [], []
+    for mover in used:
+        values_S = traversal.values_of(model, middle, mover, t_S, stats)
+        images_SCHW = traversal.images_along(model, middle, mover, values_S)
+        factor = "{} {:.0%}".format(*found) if (found := follows.get(mover.index or 0)) else ""
+        steps = "through its values" if mover.counted else ""
+        rows.append(html.Traversal(mover.name, [traverse.label_of(stats, mover), factor, steps], images_SCHW))
+        units.append(traversal.unit(mover, stats))
+    inactive = len(movers) - len(used)
+    order = traverse.order_text(model, stats)
+    about = f"Each active latent by itself at the value below, the others at {where}; ordered by {order}."
+    if any(traversal.followers(model, mover.level) for mover in used):
+        about += " The levels below one that moves follow."
     about += f" {inactive} inactive latents are left out." if inactive else ""
-    if relative is not None:
+    if set(units) == {"sd of the codes"}:
         about += " Values are standard deviations from the mean of the codes."
-    return html.Traversals(rows, values.tolist(), about, " standard deviations" if relative is not None else "")
+    elif "sd of the prior" in units:
+        whose = sorted({mover.level.name for mover, unit in zip(used, units, strict=True) if unit})
+        about += f" Values of {', '.join(whose)} are standard deviations from the mode of the prior."
+    unit = " standard deviations" if len(set(units)) == 1 and units[0] else ""
+    return html.Traversals(rows, t_S.tolist(), about, unit)
 
 
 def _shares(codes_: codes.Codes | None) -> dict[int, tuple[str, float]]:
@@ -206,15 +224,8 @@ def _shares(codes_: codes.Codes | None) -> dict[int, tuple[str, float]]:
 def _with_factor(record: Mapping[str, Any], follows: Mapping[int, tuple[str, float]]) -> dict[str, Any]:
     """A latent's record with the factor it follows, before what only a full diagnosis knows."""
     factor, share = follows.get(record["index"], (None, None))
-    first = {key: record[key] for key in analysis.FIELDS if key in record}
+    first = {key: record[key] for key in tables.FIELDS if key in record}
     return {**first, "factor": factor, "share": share, **record}
-
-
-def _standard_prior(analysed: Analysis) -> bool:
-    """Whether p(z) is N(0, I), of which the diagnosis knows most."""
-    if analysed.diagnosis:
-        return analysed.diagnosis.get("moment_kl") is not None
-    return len(analysed.loaded.model.groups) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- run directory

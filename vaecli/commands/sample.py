@@ -7,10 +7,11 @@ import torch
 
 from vaecli import device as devices
 from vaecli import output as streams
+from vaecli.analysis import draws
+from vaecli.analysis.draws import Source
 from vaecli.commands import _artifact
 from vaecli.commands._artifact import Array
 from vaecli.errors import ConfigError
-from vaecli.models.base import Model
 from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "samples.png"
@@ -18,30 +19,48 @@ CHUNK = 64  # drawn at a time, always whole: the first images do not depend on h
 
 
 def run(
-    checkpoint: str, n: int, output: str | None, seed: int, temperature: float, device: str, force: bool, json: bool
+    checkpoint: str,
+    n: int,
+    output: str | None,
+    seed: int,
+    temperature: float,
+    device: str,
+    force: bool,
+    json: bool,
+    density: str = "stored",
 ) -> None:
-    """Decode `n` draws from the prior: a grid (PNG), a folder of PNG files, or `.npz` with `images` and `z`.
+    """Decode `n` draws: a grid (PNG), a folder of PNG files, or `.npz` with `images` and `z`, all levels side by side.
 
-    `temperature` scales the prior's standard deviations. NoPrior where the model has no prior.
+    From the density fitted to the model's codes where one is stored, unless `density` is `none`, else from the prior.
+    `temperature` scales the prior's standard deviations. NoPrior where there is neither.
     """
     if n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"--temperature is {temperature}; it must be 0 or more")
+    if density not in ("stored", "none"):
+        raise ConfigError(f"--density is {density[:40]!r}; it must be stored or none")
     _artifact.check_images(output, DEFAULT_NAME, n, force, json)
     loaded = checkpoints.load(checkpoint, devices.pick(device))
+    source = draws.source(loaded, density)
+    if source.density is not None:
+        streams.notice(f"drawing from {source.text}, fitted to the model's codes")
     devices.seed(seed, "sample")
     with torch.inference_mode(), streams.progress("sampling", n) as advance:
-        chunks = draw(loaded.model, n, temperature)
+        chunks = draw(source, n, temperature)
         path = _artifact.write_images(output, DEFAULT_NAME, chunks, n, loaded.info.shape, force, advance)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "shape": list(loaded.info.shape)}
-    _artifact.report(path, {**about, "n": n, "seed": seed, "temperature": temperature}, json)
+    record = {**about, "n": n, "seed": seed, "temperature": temperature}
+    if source.density is not None:
+        record["density"] = source.density.config.name
+    _artifact.report(path, record, json)
 
 
-def draw(model: Model, n: int, temperature: float) -> Iterator[tuple[Array, Array]]:
+def draw(source: Source, n: int, temperature: float) -> Iterator[tuple[Array, Array]]:
     """`n` images (float32 NCHW) with their latents (float32 ND), chunk by chunk; seed torch's generator first."""
+    model = source.model
     for start in range(0, n, CHUNK):
-        z_BD = model.prior(CHUNK, temperature)
-        x_BCHW = model.decode(z_BD)
+        values = source.draw(CHUNK, temperature)
+        x_BCHW, z_BD = model.image(values), model.flatten(values, model.levels)
         keep = min(CHUNK, n - start)
         yield x_BCHW[:keep].float().cpu().numpy(), z_BD[:keep].float().cpu().numpy()

@@ -2,34 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from vaecli import data
+from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis.diagnosis import Statistics, latent_statistics, limited
+from vaecli.analysis import traversal
+from vaecli.analysis.diagnosis import latent_statistics, limited
+from vaecli.analysis.statistics import Statistics
+from vaecli.analysis.traversal import Mover
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, InputError, MachineError, VaeError
-from vaecli.models.base import Model
+from vaecli.models.base import Level, Model, NoPrior, Values
 from vaecli.report import figures
 from vaecli.training import checkpoint as checkpoints
 from vaecli.training.checkpoint import Loaded
 
 RANKED_BY = 10_000  # held-out images over which the mean KL is taken
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Centre:
-    """Where the latents that do not move stand: z of shape (D,), and in words."""
-
-    z_D: Tensor
-    text: str
+MUTED = ("inactive", "constant")
+UNITS = {
+    "": "latent",
+    "sd of the codes": "standard deviations of the code",
+    "sd of the prior": "standard deviations of the prior",
+}
 
 
 def run(
@@ -43,11 +42,14 @@ def run(
     device: str,
     force: bool,
     json: bool,
+    level: str | None = None,
 ) -> None:
     """One row of images a latent, the latent going from -range to range, the others at the centre; PNG or GIF.
 
-    Rows are ordered by mean KL, largest first (Burgess et al. 2018, figure 7); without the data, by index. The latents
-    of a deterministic code have no natural scale: theirs goes in standard deviations from the mean of the codes.
+    Rows are ordered by mean KL, largest first (Burgess et al. 2018, figure 7), level by level; without the data, by
+    index. A latent takes the levels below it along. The latents of a deterministic code have no natural scale: theirs
+    goes in standard deviations from the mean of the codes; that of a prior that is not N(0, I) in its standard
+    deviations. Codes and labels step through their values. Noise is shown where `level` or `dims` name it.
     """
     if steps < 2:
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
@@ -55,63 +57,120 @@ def run(
         raise ConfigError(f"--range is {value_range}; it must be more than 0")
     path = _artifact.check(output, "traversal.png", force, json, endings=(".png", ".gif"))
     loaded = checkpoints.load(checkpoint, devices.pick(device))
-    names = loaded.model.latent_names()
-    chosen = [_index(text, names) for text in dims] or None
+    model = loaded.model
+    all_of_them = traversal.movers(model, _levels(model, level))
+    chosen = [_chosen(text, all_of_them) for text in dims]
+    shown = chosen or [mover for mover in all_of_them if mover.index is not None or level is not None]
+    if not shown:
+        raise ConfigError(f"{model.config.name} infers no latents", f"--level {model.levels[0].name} moves noise")
     moving = path.lower().endswith(".gif")
     height, width = loaded.info.shape[1:]
-    figures.check_size(len(chosen or names), 1 if moving else steps, height, width)
+    figures.check_size(len(shown), 1 if moving else steps, height, width)
     devices.seed(seed, "traverse")
     with torch.inference_mode():
         dataset, missing = _dataset(loaded)
-        stats, over = _statistics(loaded, dataset) if dataset is not None else (None, "")
+        stats, over = _statistics(loaded, dataset) if dataset is not None and model.inferred else (None, "")
         if missing is not None:
             streams.notice(f"latents in index order, without KL: the data set is not available ({missing})")
-        middle = centre(loaded, center, dataset, missing, stats)
-        values = np.linspace(-value_range, value_range, steps)
-        order = chosen or (stats.order() if stats is not None else list(range(len(names))))
-        # A code has a scale only if it has been seen; without it the values are taken as they are.
-        relative = stats if stats is not None and stats.kl_D is None else None
-        images = [images_along(loaded.model, middle.z_D, d, values, relative) for d in order]
-    labels = [label_of(stats, d) for d in order]
+        middle, where = centre(loaded, center, dataset, missing, stats)
+        t_S = np.linspace(-value_range, value_range, steps)
+        if stats is not None and not chosen:
+            shown = ordered(shown, stats)
+        values = [traversal.values_of(model, middle, mover, t_S, stats) for mover in shown]
+        images = [traversal.images_along(model, middle, m, v_S) for m, v_S in zip(shown, values, strict=True)]
+    units = [traversal.unit(mover, stats) for mover in shown]
+    common = len(set(units)) == 1 and not any(mover.counted for mover in shown)
+    labels = [label_of(stats, mover) for mover in shown]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
-    unit = " sd" if relative is not None else ""
-    texts = [f"{text}{unit}" for text in _value_texts(values)]
-    ranked = (
-        f"; ordered by {'variance' if relative is not None else 'mean KL'} over {over}" if over and not chosen else ""
-    )
-    footer = f"one latent at the value shown, the others at {middle.text}{ranked}"
+    texts = [f"{text}{' sd' if common and units[0] else ''}" for text in _value_texts(t_S)]
+    details = [
+        label if common or not unit else ", ".join(filter(None, [label, unit]))
+        for label, unit in zip(labels, units, strict=True)
+    ]
+    footer = f"one latent at the value shown, the others at {where}"
+    if any(traversal.followers(model, mover.level) for mover in shown):
+        footer += "; the levels below follow"
+    if over and not chosen:
+        footer += f"; ordered by {order_text(model, stats)} over {over}"
+    names = [mover.name for mover in shown]
     if moving:
-        picture = _animation(images, [names[d] for d in order], labels, texts, heading, footer)
+        picture = _animation(images, names, details, texts, heading, footer)
     else:
         rows = [
-            figures.Row(x_SCHW, names[d], label, muted=label == "inactive")
-            for d, label, x_SCHW in zip(order, labels, images, strict=True)
+            _row(mover, detail, x_SCHW, v_S)
+            for mover, detail, x_SCHW, v_S in zip(shown, details, images, values, strict=True)
         ]
-        picture = figures.png(figures.sheet(rows, texts, heading, footer))
+        headings = [] if all(mover.counted for mover in shown) else texts
+        picture = figures.png(figures.sheet(rows, headings, heading, footer))
     path = _artifact.write(output, "traversal.png", picture, force)
-    latents = [
-        {
-            "latent": names[d],
-            "index": d,
-            "kl": None if stats is None or stats.kl_D is None else float(stats.kl_D[d]),
-            "var_mu": None if stats is None else float(stats.var_D[d]),
-            "status": None if stats is None else stats.status(d),
-        }
-        for d in order
-    ]
+    latents = [_record(model, mover, stats, v_S.tolist()) for mover, v_S in zip(shown, values, strict=True)]
     record = {
-        "checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "center": center, "values": values.tolist(),
-        "unit": "standard deviations of the code" if relative is not None else "latent", "latents": latents,
+        "checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "center": center, "values": t_S.tolist(),
+        "unit": UNITS[units[0]] if common else "by latent", "latents": latents,
     }  # fmt: skip
     _artifact.report(path, record, json)
 
 
-def _index(text: str, names: Sequence[str]) -> int:
+def _row(mover: Mover, detail: str, x_SCHW: figures.Images, values_S: torch.Tensor) -> figures.Row:
+    muted = detail.startswith(MUTED)
+    if not mover.counted:
+        return figures.Row(x_SCHW, mover.name, detail, muted=muted)
+    value_S = values_S.long().tolist()  # more columns than values: each once
+    first = [s for s, value in enumerate(value_S) if value not in value_S[:s]]
+    return figures.Row(x_SCHW[first], mover.name, detail, [str(value_S[s]) for s in first], muted)
+
+
+def _record(model: Model, mover: Mover, stats: Statistics | None, values: list[float]) -> dict[str, object]:
+    known = stats if mover.index is not None else None
+    status = None if known is None or mover.index is None else known.status(mover.index)
+    record: dict[str, object] = {
+        "latent": mover.name,
+        "index": mover.index,
+        "kl": None if known is None or mover.index is None else known.kl_of(mover.index),
+        "var_mu": None if known is None else float(known.var_D[mover.index]),
+        "status": status if mover.index is not None else "not inferred",
+    }
+    if len(model.levels) > 1 or mover.counted:
+        record |= {"level": mover.level.name, "values": values}
+    return record
+
+
+def _levels(model: Model, name: str | None) -> list[Level]:
+    """All levels, or the one called so; ConfigError with the names there are for another."""
+    if name is None:
+        return list(model.levels)
+    found = [level for level in model.levels if level.name == name]
+    if not found:
+        names = [level.name for level in model.levels]
+        raise ConfigError(f"--level: no level is called {name[:80]!r}{registry.nearest(name, names)}")
+    return found
+
+
+def ordered(shown: Sequence[Mover], stats: Statistics) -> list[Mover]:
+    """In the order of the statistics, noise last."""
+    place = {index: rank for rank, index in enumerate(stats.order())}
+    return sorted(shown, key=lambda mover: len(place) if mover.index is None else place[mover.index])
+
+
+def order_text(model: Model, stats: Statistics | None) -> str:
+    """What latents are ordered by."""
+    if stats is None or all(part.kl_D is not None for part in stats.parts):
+        return "mean KL"
+    if len(stats.parts) > 1:
+        return "level"
+    if stats.parts[0].usage is not None:
+        return "position"
+    return "importance" if hasattr(model, "importance") else "variance"
+
+
+def _chosen(text: str, movers: Sequence[Mover]) -> Mover:
     """The latent that `3`, `z3` or `group.3` stands for."""
-    if text in names:
-        return list(names).index(text)
-    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
-        return int(text)
+    for mover in movers:
+        if mover.name == text:
+            return mover
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(movers):
+        return movers[int(text)]
+    names = [mover.name for mover in movers]
     valid = f"{names[0]} to {names[-1]}" if len(names) > 12 else ", ".join(names)
     raise ConfigError(f"--dim {text}: no such latent; there are {valid}, or 0 to {len(names) - 1}")
 
@@ -135,14 +194,17 @@ def _statistics(loaded: Loaded, dataset: Dataset) -> tuple[Statistics, str]:
 
 def centre(
     loaded: Loaded, center: str, dataset: Dataset | None, missing: VaeError | None, stats: Statistics | None
-) -> Centre:
+) -> tuple[Values, str]:
+    """Where latents that do not move stand, values of every level for one image, and that in words."""
     model = loaded.model
     if center == "prior":
-        if stats is not None and stats.kl_D is None:
-            return Centre(stats.mean_D.float().to(model.device), "the mean code")
-        if len(model.groups) == 1:
-            return Centre(torch.zeros(len(model.latent_names()), device=model.device), "0")
-        return Centre(model.prior(1, temperature=0.0)[0], "the prior's mean")  # a lower group's depends on the upper
+        try:
+            at = traversal.at_rest(model)
+        except NoPrior:
+            if stats is not None:
+                return traversal.at_mean(model, stats), "the mean code"
+            return model.unflatten(torch.zeros(1, len(model.latent_names()), device=model.device)), "0"
+        return at, "0" if all(level.standard for level in model.levels) else "the prior's mode"
     if center.isascii() and center.isdigit():
         if dataset is None:
             assert missing is not None
@@ -154,25 +216,22 @@ def centre(
     else:
         x_BCHW = _artifact.read_image(center, loaded.info.shape)[None]
         text = f"the code of {center}"
-    return Centre(model.posterior(x_BCHW.to(model.device)).mean_BD[0], streams.safe(text))
+    return traversal.of_image(model, x_BCHW), streams.safe(text)
 
 
-def images_along(model: Model, z_D: Tensor, d: int, values: np.ndarray, relative: Statistics | None) -> figures.Images:
-    """(S, C, H, W): latent `d` at each value; in standard deviations from its mean where `relative` gives them."""
-    values_S = torch.as_tensor(values)
-    if relative is not None:
-        values_S = relative.mean_D[d] + values_S * relative.var_D[d].sqrt()
-    z_SD = z_D.repeat(len(values), 1)
-    z_SD[:, d] = values_S.to(z_SD)
-    return np.concatenate([model.decode(part).float().cpu().numpy() for part in torch.split(z_SD, BATCH)])
-
-
-def label_of(stats: Statistics | None, d: int) -> str:
+def label_of(stats: Statistics | None, mover: Mover) -> str:
+    """What is known of a latent, in a word."""
+    if mover.index is None:
+        return "not inferred"
     if stats is None:
         return ""
-    if stats.status(d) == "inactive":
+    statuses = {stats.status(mover.index + i) for i in range(mover.size)}
+    if mover.counted:
+        return "varies" if "varies" in statuses else "constant"
+    kl = stats.kl_of(mover.index)
+    if statuses == {"inactive"}:
         return "inactive"
-    return f"var {float(stats.var_D[d]):#.3g}" if stats.kl_D is None else f"KL {float(stats.kl_D[d]):.2f}"
+    return f"var {float(stats.var_D[mover.index]):#.3g}" if kl is None else f"KL {kl:.2f}"
 
 
 def _value_texts(values: np.ndarray) -> list[str]:
@@ -187,7 +246,7 @@ def _animation(
     height, width = images[0].shape[2:]
     columns = figures.columns_for(len(images), height, width)
     captions = [f"{name}\n{label}" if label else name for name, label in zip(names, labels, strict=True)]
-    muted = [label == "inactive" for label in labels]
+    muted = [label.startswith(MUTED) for label in labels]
     frames = []
     for i, text in enumerate(texts):
         tiles = np.stack([x_SCHW[i] for x_SCHW in images])

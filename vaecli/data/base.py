@@ -375,15 +375,20 @@ def _check_labelled(
     labelled: int | float | dict[str, int | float], labels_NK: Tensor, factor_names: Sequence[str]
 ) -> None:
     """ConfigError where more labels are to be seen than are known, or those of a factor that there is not."""
-    shares = labelled if isinstance(labelled, dict) else {"": labelled}
+    shares: dict[str | None, int | float] = dict(labelled.items()) if isinstance(labelled, dict) else {None: labelled}
     for name, share in shares.items():
-        if name and name not in factor_names:
+        if name is None:
+            key, known_N = "data.labelled", (labels_NK >= 0).any(dim=1)
+        elif name in factor_names:
+            key, known_N = f"data.labelled.{name}", labels_NK[:, list(factor_names).index(name)] >= 0
+        else:
             raise ConfigError(f"data.labelled: no factor is called {name[:80]!r}{nearest(name, factor_names)}")
-        column = labels_NK[:, list(factor_names).index(name)] if name else labels_NK.amax(dim=1)
-        known = int((column >= 0).sum())
+        known = int(known_N.sum())
         if count_of(share, known) > known:
-            key = f"data.labelled.{name}" if name else "data.labelled"
-            raise ConfigError(f"{key} is {share:,}, but only {known:,} labels of training images are known")
+            raise ConfigError(
+                f"{key} is {share:,}, but only {known:,} labels of training images are known",
+                f"{known} or fewer; a number with a decimal point is a fraction",
+            )
 
 
 def grid_labels(sizes: Sequence[int]) -> Tensor:

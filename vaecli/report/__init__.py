@@ -32,10 +32,13 @@ class Content:
     active: Sequence[int]
     configuration: str
     standard_prior: bool = True
+    mixture: bool = True  # whether q(z) is the mixture of what the codes describe
+    likelihood: bool = True  # whether there is a reconstruction in nats
+    levels: Sequence[str] = ()  # lines about codes, labels and noise
     history: History | None = None
     reconstructions: Reconstructions | None = None
     samples_NCHW: figures.Images | None = None
-    no_samples: str | None = None
+    samples_from: str | None = None  # what was drawn from or, without samples, why there are none
     traversals: Traversals | None = None
     codes: Codes | None = None
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -52,11 +55,11 @@ def render(content: Content) -> str:
     varied = None if codes is None else codes.factors_only(codes.varying)
     order = [int(record["index"]) for record in content.latents]
     parts = [
-        sections.training(content.history, content.names, content.step),
+        sections.training(content.history, content.names, content.step, content.likelihood),
         sections.reconstructions(content.reconstructions),
-        sections.samples(content.samples_NCHW, content.no_samples),
+        sections.samples(content.samples_NCHW, content.samples_from),
         sections.traversals(content.traversals),
-        sections.latent_table(content.latents),
+        sections.latent_table(content.latents, content.standard_prior, content.levels),
         sections.profiles_of(varied, content.active, content.value_names),
         sections.matrices(
             content.results,
@@ -66,7 +69,7 @@ def render(content: Content) -> str:
             order,
             content.active,
         ),
-        sections.marginals(content.codes, content.active, content.standard_prior),
+        sections.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
         sections.diagnosis(content.diagnosis),
         sections.metrics(content.results),
         sections.provenance(content.configuration, content.environment, content.source, content.computed),

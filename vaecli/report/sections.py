@@ -31,8 +31,8 @@ HEADINGS = {
 }  # fmt: skip
 RULE = "inactive_"
 TOTALS = {
-    "elbo": "ELBO (nats)", "recon": "reconstruction (nats)", "kl": "KL (nats)", "active_units": "active latents",
-    "images": "images",
+    "elbo": "ELBO (nats)", "recon": "reconstruction (nats)", "mse": "MSE a pixel", "kl": "KL (nats)",
+    "active_units": "active latents", "images": "images",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class History:
 class Reconstructions:
     inputs_NCHW: figures.Images
     outputs_NCHW: figures.Images
-    nll_N: Sequence[float]
+    nll_N: Sequence[float] | None  # None without a likelihood
     source: str
 
 
@@ -93,7 +93,7 @@ def note(*sentences: object) -> Html:
 
 def verdict(name: str, sentences: Sequence[str]) -> Html:
     """The verdict, its evidence and, in bold, what to try first."""
-    kind = {"healthy": "good", "collapsed": "bad", "not finite": "bad", "n/a": ""}.get(name, "warn")
+    kind = {"healthy": "good", "collapsed": "bad", "not finite": "bad", "n/a": "", "not judged": ""}.get(name, "warn")
     said = [tag("p", s, class_="first" if s.startswith("First") else None) for s in sentences]
     return tag("div", tag("p", f"Verdict: {name}", class_="name"), *said, class_=f"verdict {kind}".strip())
 
@@ -106,10 +106,11 @@ def key_numbers(totals: Mapping[str, Any]) -> Html:
         if value is None:
             continue
         error = totals.get(f"{key}_standard_error")
-        more = f"± {number(error, 2)}" if isinstance(error, float) and math.isfinite(error) else None
+        digits = 6 if key == "mse" else 2
+        more = f"± {number(error, digits)}" if isinstance(error, float) and math.isfinite(error) else None
         if key == "active_units":
             more = f"of {number(totals.get('latents'))}"
-        shown = number(value, 2) if isinstance(value, float) else number(value)
+        shown = number(value, digits) if isinstance(value, float) else number(value)
         value_html = tag("dd", shown, tag("span", f" {more}", class_="more") if more else None)
         entries.append(tag("div", tag("dt", label), value_html))
     return tag("dl", *entries, class_="keys")
@@ -118,13 +119,13 @@ def key_numbers(totals: Mapping[str, Any]) -> Html:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def training(history: History | None, names: Sequence[str], step: int) -> Section | None:
+def training(history: History | None, names: Sequence[str], step: int, likelihood: bool = True) -> Section | None:
     """Curves of the run: reconstruction, KL, negative ELBO, the KL of each latent; the checkpoint's step is marked."""
     if history is None:
         return None
     drawn = []
     shown = {"recon": ("reconstruction", 1.0), "kl": ("KL", 1.0), "elbo": ("negative ELBO", -1.0)}
-    if not any("recon" in curves for curves in history.curves.values()):
+    if not likelihood or not any("recon" in curves for curves in history.curves.values()):
         shown = {"loss": ("loss", 1.0)}
     both = [Line("training", (), (), 0), Line("evaluations", (), (), 1, dots=True)]
     for key, (title, sign) in shown.items():
@@ -134,7 +135,8 @@ def training(history: History | None, names: Sequence[str], step: int) -> Sectio
             x, y = [p[0] for p in points], [sign * p[1] for p in points]
             lines.append(Line(style.name, x, y, style.colour, dots=style.dots))
         log = key != "kl" and charts.is_log([v for line in lines for v in line.y])
-        drawn.append(_chart(lines, title, "nats" + (", logarithmic" if log else ""), log=log, mark=float(step)))
+        unit = ", ".join(filter(None, ["nats" if likelihood else "", "logarithmic" if log else ""]))
+        drawn.append(_chart(lines, title, unit, log=log, mark=float(step)))
     drawn.append(_latent_kl(history.kl_D, names, step))
     panels = [panel for panel in drawn if panel is not None]
     if not panels:
@@ -180,37 +182,44 @@ def reconstructions(shown: Reconstructions | None) -> Section | None:
     x, y = np.asarray(shown.inputs_NCHW, dtype=np.float64), np.asarray(shown.outputs_NCHW, dtype=np.float64)
     mse_N = np.square(x - y).mean(axis=(1, 2, 3))
     columns = min(8, len(x))
+    made = "resyntheses" if shown.nll_N is None else "reconstructions"
     bands = []
     for start in range(0, len(x), columns):
         part = slice(start, start + columns)
         low, high = mse_N[part].min(), mse_N[part].max()
         alt = (
-            f"{len(x[part])} inputs above their reconstructions; the mean squared error per pixel is between "
+            f"{len(x[part])} inputs above their {made}; the mean squared error per pixel is between "
             f"{number(float(low))} and {number(float(high))}."
         )
         missing = columns - len(x[part])
         blank = np.ones((missing, *x.shape[1:]))
         bands.append(tag("div", _strip(np.concatenate([x[part], blank, y[part]]), columns, alt), class_="strip"))
+    mse = number(float(mse_N.mean()))
+    if shown.nll_N is None:
+        caption = note(
+            f"Inputs above what is made of their codes, z being the mode of q(z|x): {shown.source}. Mean squared error "
+            f"per pixel {mse} over these images."
+        )
+        return section("reconstructions", "Resyntheses", caption, *bands)
     caption = note(
-        f"Inputs above outputs, z being the mean of q(z|x): {shown.source}. Mean squared error per pixel "
-        f"{number(float(mse_N.mean()))}, reconstruction term "
-        f"{number(float(np.mean(shown.nll_N)), 2)} nats, over these images."
+        f"Inputs above outputs, z being the mode of q(z|x): {shown.source}. Mean squared error per pixel {mse}, "
+        f"reconstruction term {number(float(np.mean(shown.nll_N)), 2)} nats, over these images."
     )
     return section("reconstructions", "Reconstructions", caption, *bands)
 
 
 def samples(images_NCHW: figures.Images | None, why: str | None = None) -> Section | None:
-    """Images from the prior, or why there are none."""
+    """Images drawn from what `why` names, or why there are none."""
     if images_NCHW is None or not len(images_NCHW):
         return section("samples", "Samples", note(why)) if why else None
     width = images_NCHW.shape[3]
     columns = min(len(images_NCHW), 8 if width > 44 else 16)
     spread = float(np.asarray(images_NCHW, dtype=np.float64).std(axis=0).mean())
     alt = (
-        f"{len(images_NCHW)} images decoded from draws of the prior; mean pixel value "
+        f"{len(images_NCHW)} images decoded from draws of {why or 'the prior'}; mean pixel value "
         f"{number(float(images_NCHW.mean()))}, mean standard deviation of a pixel between images {number(spread)}."
     )
-    caption = note(f"{len(images_NCHW)} draws from the prior, decoded.")
+    caption = note(f"{len(images_NCHW)} draws from {why or 'the prior'}, decoded.")
     return section("samples", "Samples", caption, tag("div", _strip(images_NCHW, columns, alt), class_="strip"))
 
 
@@ -275,12 +284,18 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def latent_table(latents: Sequence[Mapping[str, Any]]) -> Section | None:
+def latent_table(
+    latents: Sequence[Mapping[str, Any]], standard_prior: bool = True, levels: Sequence[str] = ()
+) -> Section | None:
     """One row a latent with all that its record has; sortable. `x` and `x_error` share a column, and so do all the
     rules by which a latent can be inactive."""
     if not latents:
-        return None
-    rules = [key.removeprefix(RULE) for key in latents[0] if key.startswith(RULE)]
+        return section("latents", "Latents", *(note(line) for line in levels)) if levels else None
+    rules = [
+        key.removeprefix(RULE)
+        for key in latents[0]
+        if key.startswith(RULE) and any(record.get(key) is not None for record in latents)
+    ]
     records = [flat(_with_rules(record, rules)) for record in latents]
     keys = [k for k in dict.fromkeys(k for record in records for k in record) if not k.endswith("_error")]
     keys = [k for k in keys if any(record.get(k) is not None for record in records)]
@@ -299,16 +314,15 @@ def latent_table(latents: Sequence[Mapping[str, Any]]) -> Section | None:
             cells.append(Cell(shown, float(value) if is_number and value is not None else None))
         rows.append(cells)
     sorted_by = keys.index("kl") if "kl" in keys else keys.index("var_mu") if "var_mu" in keys else 0
-    caption = (
-        "Moments of q(z|x) over the images, each latent by itself; a trained-out latent has mean 0 and var μ + mean σ² "
-        "= 1. Press a header to sort."
-    )
+    law = "; a trained-out latent has mean 0 and var μ + mean σ² = 1" if standard_prior else ""
+    what = "Moments of q(z|x) over the images, each latent by itself" if "mean_mu" in keys else "Over the images"
+    caption = f"{what}{law}. Press a header to sort."
     if rules:
         caption += f" Rules by which a latent is inactive: {', '.join(rules).replace('_', ' ')}."
     headings = [HEADINGS.get(k, k.replace("_", " ")) for k in keys]
     muted = [record.get("status") == "inactive" for record in latents]
     whole = table(headings, rows, caption, numeric=numeric, sorted_by=sorted_by, muted=muted)
-    return section("latents", "Latents", whole)
+    return section("latents", "Latents", *(note(line) for line in levels), whole)
 
 
 def _with_rules(record: Mapping[str, Any], rules: Sequence[str]) -> dict[str, Any]:
@@ -611,7 +625,7 @@ def marginals(codes: Codes | None, latents: Sequence[int], standard_prior: bool)
         )  # fmt: skip
         panels.append(figure(drawn or tag("p", MISSING), name))
     prior = (
-        "N(0, 1)" if standard_prior else "a prior that this page does not draw: with several groups it is no N(0, 1)"
+        "N(0, 1)" if standard_prior else "a prior that this page does not draw, as it is not N(0, 1) for every latent"
     )
     keys = [Line("q(z), the mean of all q(z|x)", (), (), 0)]
     keys += [Line("N(0, 1)", (), (), 1, dashed=True)] if standard_prior else []

@@ -1,0 +1,56 @@
+"""What `vae sample` draws from, in one place: samples, the variance of samples and the classifier's p(z) are of it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaecli.densities.base import Density
+from vaecli.errors import ConfigError
+from vaecli.models.base import Model, NoPrior, Values
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import Loaded
+
+
+@dataclass(frozen=True)
+class Source:
+    """A density fitted to a model's codes where there is one, else the model's own prior."""
+
+    model: Model
+    density: Density | None = None
+
+    def draw(self, n: int, temperature: float = 1.0) -> Values:
+        """n draws of all levels from torch's global generator. NoPrior where there is nothing to draw from, ConfigError
+        for a temperature of a density, which has none."""
+        if self.density is None:
+            return self.model.draw(n, temperature=temperature)
+        if temperature != 1.0:
+            raise ConfigError("a temperature scales the model's own prior", "--density none draws from it")
+        return self.model.unflatten(self.density.sample(n).to(self.model.device))
+
+    def table(self, n: int) -> Tensor | None:
+        """n draws of the levels inferred, (n, D), on the model's device; None where there is nothing to draw from."""
+        try:
+            return self.model.flatten(self.draw(n))
+        except NoPrior:
+            return None
+
+    @property
+    def text(self) -> str:
+        return "the prior" if self.density is None else self.density.text()
+
+
+def source(loaded: Loaded, density: str = "stored") -> Source:
+    """Of a checkpoint; `none` leaves a stored density out. CheckpointError where that is damaged."""
+    model = loaded.model
+    numbers = all(level.inferred and level.kind in ("gaussian", "point") for level in model.levels)
+    stored = None
+    if density == "stored" and numbers:
+        stored = checkpoint.load_density(loaded.path.parent, len(model.latent_names()))
+    return Source(model, None if stored is None else stored[0])
+
+
+def posterior_table(model: Model, x_BCHW: Tensor) -> Tensor:
+    """An ancestral draw of the levels inferred for each image, (B, D)."""
+    with torch.inference_mode():
+        return model.flatten(model.infer(x_BCHW, sample=True).values)
