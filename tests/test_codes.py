@@ -196,7 +196,7 @@ def test_damaged_cache_is_made_anew(loaded: Loaded, view: SplitView, cache: Path
         "logvar": {"mean": mean, "logvar": logvar[:, :1].clone()},
     }
     if damage in hostile:
-        save_file(hostile[damage], file)
+        save_file(hostile[damage], file, metadata={"sha256": codes._digest(hostile[damage])})
     else:
         file.write_bytes(file.read_bytes()[:-9] if damage == "cut" else b"text")
     again = codes.encode(loaded, view, 7)

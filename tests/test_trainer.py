@@ -391,7 +391,7 @@ def test_labels_are_needed_and_hidden(toy_models: list[str], vae: Callable[..., 
     import numpy as np
 
     np.save("d.npy", np.zeros((20, 4, 4), dtype="uint8"))
-    refused = vae("train", "--data", "array:d.npy", "--model", "hierarchy", "--runs-dir", "runs")
+    refused = vae("train", "--data", "array:d.npy", "--model", "labels", "--runs-dir", "runs")
     assert refused.code == 2 and "needs labels" in refused.err, refused.err
     dataset = data.load(
         configs.build(resolve(Layers(flags={"data.name": ("", "squares")}, sets=["data.labelled=10"]))).data

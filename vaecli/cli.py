@@ -7,13 +7,18 @@ import os
 import signal
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from vaecli import __version__, output, registry
 from vaecli.config import presets
 from vaecli.errors import ConfigError, VaeError
+
+_MAIN = os.getpid()
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
@@ -21,7 +26,31 @@ EPILOG = (
     "--fail-if names; 130/143 stopped by SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
 )
 
+
+class _Commands(TyperGroup):
+    """The commands; what the command line's own errors repeat of it, names of files among it, is escaped."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaped():
+            return super().invoke(*args, **kwargs)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):
+            error.message = output.safe(error.message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="vae",
     help="Train, sample, traverse, reconstruct and analyze variational autoencoders.",
     epilog=EPILOG,
@@ -35,7 +64,7 @@ app.add_typer(config_app, name="config")
 
 
 def _complete(names: list[str], typed: str) -> list[str]:
-    return [name for name in names if name.startswith(typed)]
+    return [name for name in names if name.startswith(typed) and name.isprintable()]
 
 
 def _presets(incomplete: str) -> list[str]:
@@ -145,6 +174,8 @@ def train(
     """Train a model. stdout carries the run directory alone: run=$(vae train --preset vae-mnist)."""
     output.configure(quiet)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a run outlives whoever was reading its messages
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # asks to save: before training begins, there is nothing yet
+        signal.signal(signal.SIGUSR1, lambda *_: None)
     from vaecli.commands import train as command
 
     flags = {
@@ -190,7 +221,9 @@ def traverse(
     dim: Annotated[
         list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")
     ] = None,
-    level: Annotated[str | None, typer.Option("--level", metavar="NAME", help="Only the latents of this level.")] = None,
+    level: Annotated[
+        str | None, typer.Option("--level", metavar="NAME", help="Only the latents of this level.")
+    ] = None,
     value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
     center: Annotated[
@@ -479,17 +512,29 @@ def main() -> None:
     output.ensure_streams()
     # As any Unix producer: end quietly (141 to the shell) when the reader of a pipe goes away.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     # Read by OpenMP when torch is loaded: on a busy machine threads that spin for long wait for each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Read by every Python that is started from here, by multiprocessing too: it would look for modules in the current
+    # directory first, which may be a stranger's.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app(prog_name="vae")
     except VaeError as error:
-        output.error(str(error), error.hint)
+        output.error(error.message, error.hint, error.more)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         sys.exit(_unexpected(error))
+
+
+def _terminated(number: int, _: Any) -> NoReturn:
+    """An exit on which half-written files are removed, as after Ctrl-C; a training run has a handler of its own."""
+    if os.getpid() != _MAIN:  # a reader of images, which started as a copy
+        os._exit(128 + number)
+    sys.exit(128 + number)
 
 
 def _unexpected(error: Exception) -> int:
@@ -502,7 +547,8 @@ def _unexpected(error: Exception) -> int:
         output.error(f"{error.filename or 'writing'}: {error.strerror}", "free some space, or write elsewhere")
         return 5
     if os.environ.get("VAE_DEBUG"):
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            output.relay(line)
     output.error(
         f"unexpected {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
         "this is a bug in vae: please report it with the output of VAE_DEBUG=1 vae ...",

@@ -3,15 +3,20 @@
 `cli.main` is the only place that turns them into text; everything else raises and lets them pass.
 """
 
+from collections.abc import Sequence
+
 
 class VaeError(Exception):
-    """Base of all expected errors; `hint` says what to do about it."""
+    """Base of all expected errors; `hint` says what to do about it.
+
+    `message` is one line and each of `more` another: a line break within one is a stranger's, and shown escaped.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+    def __init__(self, message: str, hint: str | None = None, more: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *more]))
+        self.message, self.hint, self.more = message, hint, tuple(more)
 
 
 class ConfigError(VaeError):

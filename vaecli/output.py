@@ -1,29 +1,36 @@
 """The two streams. stdout carries the result and nothing else; stderr carries notices, warnings, progress and errors.
 
-User text never passes through rich's markup (a path may hold brackets), and control characters are shown escaped.
+User text never passes through rich's markup (a path may hold brackets), and control characters are shown escaped, line
+breaks among them: a message is one line, and where it has more of them it is given line by line.
 """
 
+import csv
+import io
 import json
 import logging
 import math
 import os
+import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 _quiet = False
+stdout_was_closed = False  # when the command was started
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
 _log.addHandler(logging.NullHandler())
 
 
 def ensure_streams() -> None:
     """Put /dev/null where a standard stream is closed, so that no file opened later takes its number."""
+    global stdout_was_closed
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
+            stdout_was_closed = stdout_was_closed or number == 1
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
@@ -46,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def safe(text: object, allowed: str = "\n\t") -> str:
+def safe(text: object, allowed: str = "") -> str:
     """Text with control and bidirectional characters escaped, so that a file's content cannot drive the terminal."""
     return "".join(
         c
@@ -56,11 +63,15 @@ def safe(text: object, allowed: str = "\n\t") -> str:
     )
 
 
-def notice(text: str) -> None:
-    """One line of information on stderr."""
-    _log.info(safe(text))
+def _lines(*lines: str) -> str:
+    return "\n  ".join(map(safe, lines))
+
+
+def notice(text: str, *more: str) -> None:
+    """A line of information on stderr, and `more` below it."""
+    _log.info(_lines(text, *more))
     if not _quiet:
-        _stderr(safe(text))
+        _stderr(_lines(text, *more))
 
 
 def warning(text: str) -> None:
@@ -71,22 +82,41 @@ def warning(text: str) -> None:
 
 def relay(line: str) -> None:
     """A line that another process of ours meant for stderr; it has decided itself what a quiet run leaves out."""
-    _stderr(safe(line))
+    _stderr(safe(line, "\t"))
 
 
-def error(text: str, hint: str | None = None) -> None:
-    """The one or two lines with which a command fails."""
-    _log.error(safe(text))
-    _stderr(f"vae: error: {safe(text)}")
+def error(text: str, hint: str | None = None, more: Sequence[str] = ()) -> None:
+    """The one or two lines with which a command fails; `more` where there is a list of what is wrong."""
+    _log.error(_lines(text, *more))
+    _stderr(f"vae: error: {_lines(text, *more)}")
     if hint:
         _stderr(f"  hint: {safe(hint)}")
 
 
-def _stderr(text: str) -> None:
+PATIENCE = 5.0  # seconds that a message waits for a reader who does not read
+_patience = PATIENCE
+
+
+def _has_room(seconds: float) -> bool:
+    """Whether stderr takes a message of some lines within so many seconds; true where that cannot be told."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        return bool(select.select([], [sys.stderr.fileno()], [], seconds)[1])
     except (OSError, ValueError, AttributeError):
-        pass  # a closed terminal must not end a training run
+        return True
+
+
+def _stderr(text: str) -> None:
+    global _patience
+    try:
+        # A full pipe whose reader has stopped must not hold up a training run, nor the signal that asks it to stop. The
+        # first message waits a while; when it was in vain those after it do not, until the reader reads on.
+        if not _has_room(_patience):
+            _patience = 0.0
+            return
+        _patience = PATIENCE
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        pass  # a closed terminal must not end a training run, nor a signal in the middle of a message
 
 
 def interactive() -> bool:
@@ -132,9 +162,26 @@ def progress(description: str, total: float | None) -> Iterator[Callable[[float]
     yield advance
 
 
-def result(text: str) -> None:
-    """One line of the result on stdout."""
-    result_bytes(f"{text}\n".encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+def result(*lines: str) -> None:
+    """Lines of the result on stdout; what is not printable in them is escaped."""
+    text = "".join(safe(line, "\t") + "\n" for line in lines)
+    result_bytes(text.encode(sys.stdout.encoding or "utf-8", errors="backslashreplace"))
+
+
+def result_path(path: str) -> None:
+    """A path as the result: in a pipe its very bytes, which `run=$(vae train ...)` needs; escaped on a terminal."""
+    if sys.stdout.isatty():
+        result(path)
+    else:
+        result_bytes(os.fsencode(path) + b"\n")
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> list[str]:
+    """Rows as lines of CSV: what is not printable in a cell is escaped, a line break too."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    return text.getvalue().splitlines()
 
 
 def result_bytes(content: bytes) -> None:
@@ -150,7 +197,7 @@ def result_bytes(content: bytes) -> None:
 
 def result_json(value: Any) -> None:
     """The result as one JSON object or array: sorted keys, NaN and infinities as null."""
-    result(json.dumps(_plain(value), sort_keys=True, indent=2, allow_nan=False))
+    result(*json.dumps(_plain(value), sort_keys=True, indent=2, allow_nan=False).splitlines())
 
 
 def _plain(value: Any) -> Any:
@@ -179,11 +226,11 @@ def table(
     if to_stderr and _quiet:
         return
     if not stream.isatty():
-        lines = ["\t".join(safe(cell, "") for cell in row) for row in (headers, *rows)]
+        lines = ["\t".join(map(safe, row)) for row in (headers, *rows)]
         if to_stderr:
             _stderr("\n".join(lines))
         else:
-            result("\n".join(lines))
+            result(*lines)
         return
     from rich import box
     from rich.console import Console
@@ -192,7 +239,9 @@ def table(
 
     drawn = Table(title=Text(safe(title)) if title else None, box=box.SIMPLE_HEAD, pad_edge=False)
     for i, header in enumerate(headers):
-        drawn.add_column(Text(header), justify="left" if i < left else "right", no_wrap=i != left - 1 or left == 1)
+        drawn.add_column(
+            Text(safe(header)), justify="left" if i < left else "right", no_wrap=i != left - 1 or left == 1
+        )
     for i, row in enumerate(rows):
         drawn.add_row(*(Text(safe(cell)) for cell in row), style=(styles[i] if styles else None) or "")
     Console(file=stream, markup=False, highlight=False, emoji=False).print(drawn)

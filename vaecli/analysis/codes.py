@@ -6,7 +6,6 @@ of q(z) take them. As files they are `.npz` or CSV, which `read_table` reads bac
 Shapes: N images, D latents, K factors, C columns of a file.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -15,7 +14,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from vaecli import __version__, output, paths
+from vaecli import __version__, output, paths, safe_files
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
 from vaecli.speed import fast
@@ -243,9 +242,12 @@ def _cached(file: Path | None, count: int, latents: int) -> dict[str, torch.Tens
     if file is None:
         return None
     try:
+        metadata, _, _ = checkpoint.read_header(file)
         tensors = load_safetensors(file.read_bytes())
         os.utime(file)  # used now: the last to be dropped
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, checkpoint.CheckpointError):
+        return None
+    if metadata.get("sha256") != _digest(tensors):
         return None
     usable = "mean" in tensors and tensors.keys() <= {"mean", "logvar"}
     if not usable or any(t.shape != (count, latents) or t.dtype != torch.float32 for t in tensors.values()):
@@ -257,16 +259,22 @@ def _keep(file: Path | None, tensors: dict[str, torch.Tensor]) -> None:
     """Into the cache, whole or not at all; a cache that cannot be written costs time and nothing else."""
     if file is None:
         return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save_safetensors({k: v.contiguous() for k, v in tensors.items()}))
-        os.replace(temporary, file)
+        safe_files.replace(file, save_safetensors(tensors, metadata={"sha256": _digest(tensors)}))
         _drop_oldest(file.parent)
     except OSError as error:
         output.notice(f"{file.parent}: codes not cached: {error.strerror}")
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names, types, shapes and values: safetensors itself notices no flipped bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _drop_oldest(folder: Path) -> None:
@@ -313,9 +321,7 @@ def to_csv(codes: Codes, index_N: Array, rows: int = 4096) -> Iterator[bytes]:
         names += codes.factor_names
         columns.append(codes.factors_NK)
         formats += ["%d"] * k
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(names)
-    yield header.getvalue().encode()
+    yield f"{output.csv_lines([names])[0]}\n".encode()
     line = ",".join(formats) + "\n"
     for start in range(0, len(codes), rows):
         lists = [column[start : start + rows].tolist() for column in columns]

@@ -41,6 +41,8 @@ def check(
     """
     name = default_name if output is None else output
     if name in STDOUT:
+        if streams.stdout_was_closed:
+            raise ConfigError("-o - wants stdout, which is closed", "name a file with -o")
         if json:
             raise ConfigError("--json and -o - both want stdout", "name a file with -o")
         if not text and sys.stdout is not None and sys.stdout.isatty():
@@ -196,7 +198,7 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
     if json:
         streams.result_json({"schema": 1, "path": name, **record})
     elif name != "-":
-        streams.result(name)
+        streams.result_path(name)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:

@@ -1,10 +1,8 @@
 """`vae analyze`: which latents are in use, over a whole split; metrics and a full diagnosis of q(z)."""
 
-import csv as csv_format
-import io
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,7 +65,7 @@ def run(
     if json:
         streams.result_json(found.record())
     elif csv:
-        streams.result(_metrics_csv(found) if metrics_alone else _csv(found.latents))
+        streams.result(*streams.csv_lines(_metrics_cells(found) if metrics_alone else _cells(found.latents)))
         _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
     elif sys.stdout.isatty():
         _latents(found)
@@ -112,22 +110,16 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("-", " ").replace("_", " ").replace("regularized", "regularised").split())
 
 
-def _csv(latents: list[tables.Record]) -> str:
+def _cells(latents: list[tables.Record]) -> list[Sequence[object]]:
+    """The latents for CSV, below their header."""
     fields = tables.columns(latents)
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    for record in latents:
-        writer.writerow(["" if record.get(field) is None else record[field] for field in fields])
-    return text.getvalue().rstrip("\n")
+    rows = [["" if record.get(field) is None else record[field] for field in fields] for record in latents]
+    return [fields, *rows]
 
 
-def _metrics_csv(found: Analysis | CodesAnalysis) -> str:
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(tables.METRIC_HEADERS)
-    writer.writerows(tables.metric_rows(found.results, digits=9))
-    return text.getvalue().rstrip("\n")
+def _metrics_cells(found: Analysis | CodesAnalysis) -> list[Sequence[object]]:
+    """The metrics for CSV, below their header."""
+    return [tables.METRIC_HEADERS, *tables.metric_rows(found.results, digits=9)]
 
 
 def _rows(latents: list[tables.Record]) -> None:

@@ -1,8 +1,6 @@
 """`vae compare`: several runs side by side, the seeds of one setting as mean and standard deviation."""
 
-import csv as csv_format
 import hashlib
-import io
 import json as json_format
 import math
 import statistics
@@ -137,9 +135,7 @@ def run(
         streams.result_json({**_record(groups, columns, best, seed), "comparable": comparable["all"]})
     elif csv:
         headings, rows = _flat(groups, columns, None)
-        text = io.StringIO()
-        csv_format.writer(text, lineterminator="\n").writerows([headings, *rows])
-        streams.result(text.getvalue().rstrip("\n"))
+        streams.result(*streams.csv_lines([headings, *rows]))
     elif sys.stdout.isatty():
         _draw(groups, columns, best)
     else:

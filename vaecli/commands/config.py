@@ -18,7 +18,7 @@ def show(preset: str | None, config_file: str | None, sets: list[str], origin: b
         for key, value in configs.flat(config.to_tree()):
             output.result(f"{key} = {value}  # {tree.origin(tuple(key.split('.')), exact=True) or 'default'}")
     else:
-        output.result(configs.dump(config).rstrip())
+        output.result(*configs.dump(config).splitlines())
 
 
 def validate(files: list[str]) -> None:
@@ -29,6 +29,7 @@ def validate(files: list[str]) -> None:
             configs.build(resolve(Layers(config_file=file)))
             output.notice(f"{file}: valid")
         except ConfigError as error:
-            problems.append(str(error) if str(Path(file)) in str(error) else f"{file}: {error}")
+            named = str(Path(file)) in str(error)
+            problems += [error.message if named else f"{file}: {error.message}", *error.more]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(problems[0], more=problems[1:])

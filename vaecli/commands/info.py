@@ -28,4 +28,4 @@ def run(path: str, json: bool) -> None:
     output.table(["key", "value"], [(key, str(value)) for key, value in facts.items()], left=2)
     from vaecli.config import dump
 
-    output.result(dump(config).rstrip())
+    output.result(*dump(config).splitlines())

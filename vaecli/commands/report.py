@@ -2,6 +2,7 @@
 
 import json as json_format
 import math
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import __version__, data
+from vaecli import __version__, data, paths, safe_files
 from vaecli import config as configs
 from vaecli import device as devices
 from vaecli import output as streams
@@ -62,7 +63,7 @@ def run(
     arguments = ["--split", analysed.view.name, "--seed", str(seed)]
     arguments += ["--limit", str(limit)] if limit is not None else []
     arguments += ["--metrics", metrics] if metrics not in (None, "all") else []
-    command = shlex.join(["vae", "report", checkpoint, *map(str, arguments)])
+    command = paths.without_homes(shlex.join(["vae", "report", checkpoint, *map(str, arguments)]))
     page = html.render(gather(analysed, command))
     path = _artifact.write(output, DEFAULT_NAME, page.encode(), force)
     _artifact.report(path, analysed.record() if json else {}, json)
@@ -100,7 +101,7 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         names=names,
         latents=[_with_factor(record, follows) for record in analysed.latents],
         active=active,
-        configuration=configs.dump(loaded.config),
+        configuration=paths.without_homes(configs.dump(loaded.config)),
         standard_prior=analysis.standard(stats),
         mixture=analysis.mixture(stats),
         history=None if folder is None else history(_read(folder / "metrics.jsonl"), len(names)),
@@ -235,17 +236,17 @@ def run_folder(checkpoint: Path) -> Path | None:
     path = Path(checkpoint).absolute()
     if len(path.parents) < 3 or path.parents[1].name != "checkpoints":
         return None
-    return path.parents[2] if (path.parents[2] / "run.json").is_file() else None
+    return path.parents[2] if os.path.lexists(path.parents[2] / "run.json") else None
 
 
 def _read(path: Path) -> str:
-    """A text of the run; nothing where it is missing or too large to be one."""
+    """A text of the run; nothing where it is missing, too large to be one, or a link, which may lead anywhere."""
     try:
-        if path.stat().st_size > LARGEST_LOG:
-            streams.notice(f"{path}: too large, left out")
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return safe_files.read(path, LARGEST_LOG).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        streams.notice(f"{path}: {error.strerror}: left out")
         return ""
 
 
@@ -272,7 +273,7 @@ def history(text: str, latents: int) -> html.History | None:
 
 
 def environment(text: str) -> dict[str, Any]:
-    """What a run.json says about program and machine, without the machine's name."""
+    """What a run.json says about program and machine, without the names of the machine and of its user."""
     known = _object(text)
     facts = {
         label: str(known[key])[:200] for key, label in RECORDED.items() if isinstance(known.get(key), (str, int, float))
@@ -280,7 +281,7 @@ def environment(text: str) -> dict[str, Any]:
     argv = known.get("argv")
     if isinstance(argv, list) and all(isinstance(word, str) for word in argv):
         facts["command"] = shlex.join(["vae", *argv])[:1000]
-    return facts
+    return {label: paths.without_homes(text) for label, text in facts.items()}
 
 
 def _object(text: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, output
+from vaecli import data, device, output, safe_files
 from vaecli.analysis.diagnosis import latent_statistics, limited, table_rows, verdict, warn_while_training
 from vaecli.config import RunConfig, presets
 from vaecli.config import tree as trees
@@ -125,7 +125,7 @@ def run(
         if name is None:
             raise ConfigError("--resume auto needs --name, to know which run to look for")
         rundir.check_name(name)
-        started_before = (parent / name / "run.json").is_file()
+        started_before = safe_files.is_plain(parent / name / "run.json")
         if started_before and any((parent / name / "checkpoints").glob("step-*")):
             resume, name, runs_dir, init_from = str(parent / name), None, None, None
         else:
@@ -165,7 +165,7 @@ def run(
         output.result_json({"schema": 1, "runs": done})
     else:
         for record in done:
-            output.result(str(record["run"]))
+            output.result_path(str(record["run"]))
     missing = [str(seed) for seed, record in zip(several, records, strict=True) if record is None]
     if missing:
         raise SeedsFailed(f"{len(missing)} of {len(several)} seeds did not finish: {', '.join(missing)}", code or 1)
@@ -195,7 +195,7 @@ def _result(record: Mapping[str, Any], json: bool) -> None:
     if json:
         output.result_json(dict(record))
     else:
-        output.result(str(record["run"]))
+        output.result_path(str(record["run"]))
 
 
 class Judge(session.Judge):
@@ -220,4 +220,4 @@ class Judge(session.Judge):
         title = f"latents over {statistics.n:,} images ({held_out.name})"
         output.table(headers, rows, styles=styles, title=title, to_stderr=True)
         found = verdict(statistics, names, hyper, factors=factors, step=step, standard_prior=model.standard_prior)
-        output.notice("\n  ".join([f"verdict: {found.name}", *found.sentences]))
+        output.notice(f"verdict: {found.name}", *found.sentences)

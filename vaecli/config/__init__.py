@@ -4,7 +4,6 @@ Layers, lowest first: defaults, preset, `--config FILE`, flags, `--set a.b=c`, m
 remembers where it came from, so that every mistake is reported at once, with file and line.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from vaecli import registry
+from vaecli import paths, registry
 from vaecli.config.tree import Key, Tree
 from vaecli.errors import ConfigError
 from vaecli.settings.optim import OPTIMS, SGD, Adagrad, Adam, AdamW, OptimConfig, RMSprop
@@ -81,8 +80,10 @@ def build(tree: Tree) -> RunConfig:
         except ValidationError as error:
             problems.extend(_explain(error, name, tree, sections.get(name)))
     if problems:
-        raise ConfigError(
-            "\n  ".join(["the configuration is not usable:", *problems] if len(problems) > 1 else problems)
+        raise (
+            ConfigError(*problems)
+            if len(problems) == 1
+            else ConfigError("the configuration is not usable:", more=problems)
         )
     return RunConfig(**sections)
 
@@ -107,7 +108,7 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
 
         value = {**value, **data.parse(value["name"])}
         if isinstance(value.get("path"), str):  # a checkpoint is used from other directories than its run's
-            value["path"] = os.path.abspath(os.path.expanduser(value["path"]))
+            value["path"] = paths.portable(value["path"])
     if not isinstance(value.get("name"), str):
         raise ConfigError(
             _place(tree, (name,)) + f"{name}.name: which {kind}? There are: {', '.join(registry.names(kind))}"
@@ -192,9 +193,29 @@ def _section_classes(annotation: Any) -> list[type[Section]]:
     return [cls for arg in getattr(annotation, "__args__", ()) for cls in _section_classes(arg)]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Each text is on one line, whatever is in it."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+    def write_plain(self, text: str, split: bool = True) -> None:
+        super().write_plain(text, split=False)
+
+    def write_single_quoted(self, text: str, split: bool = True) -> None:
+        super().write_single_quoted(text, split=False)
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        super().write_double_quoted(text, split=False)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def dump(config: RunConfig) -> str:
     """The configuration as YAML text that `--config` reads back."""
-    return yaml.safe_dump(config.to_tree(), sort_keys=False, default_flow_style=None, width=110)
+    text: str = yaml.dump(config.to_tree(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+    return text
 
 
 def diff(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

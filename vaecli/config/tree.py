@@ -16,6 +16,7 @@ from vaecli.errors import ConfigError
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_DEPTH = 64
 MAX_YAML_KEYS = 500
+MAX_YAML_VALUES = 20_000
 
 Key = tuple[str, ...]
 
@@ -135,8 +136,10 @@ def parse_yaml(text: str, where: str) -> Tree:
 def _check_events(text: str, where: str) -> bool:
     """Refuse aliases, tags and deep nesting from the event stream, before anything is composed."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1 if event.start_mark else 1
+        if count > MAX_YAML_VALUES:
+            raise ConfigError(f"{where}:{line}: more than {MAX_YAML_VALUES:,} values; not a configuration")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{where}:{line}: anchors and aliases are not allowed")
         tag = getattr(event, "tag", None)

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, size: int) -> Path:
     hint = f"put a copy of {urls[0]} at {target}, or set VAE_DATA_DIR to the folder that has it"
     if offline():
         raise MachineError(f"{target.name} is not in {target.parent}, and VAE_OFFLINE forbids downloads", hint)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target.parent):
@@ -55,6 +56,7 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, size: int) -> Path:
                     if problem is None:
                         part.replace(target)
                         return target
+                    part.unlink(missing_ok=True)
                     failures.append(f"{url}: {problem}")
             finally:
                 part.unlink(missing_ok=True)
@@ -68,7 +70,7 @@ def _download(url: str, part: Path, sha256: str, size: int) -> str | None:
     if not url.startswith("https://"):
         return "refused, not https"
     digest, got = hashlib.sha256(), 0
-    with part.open("wb") as file, output.progress(part.name[1:].partition(".")[0], size) as advance:
+    with part.open("xb") as file, output.progress(part.name[1:].partition(".")[0], size) as advance:
         try:
             response = _opener.open(url, timeout=_TIMEOUT)
         except (OSError, http.client.HTTPException) as error:

@@ -7,6 +7,7 @@ are two values; rows that are 1 in one place and 0 elsewhere are one factor. `_r
 
 import hashlib
 import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -69,7 +70,7 @@ def _read(path: Path) -> tuple[Array, Array | None, list[str] | None]:
         start = file.read(64)
         file.seek(0)
         if start.startswith(b"\x93NUMPY"):
-            return _member(path, file), None, None
+            return _member(path, file, os.fstat(file.fileno()).st_size), None, None
         if not start.startswith(b"PK"):
             kind = next((word for mark, word in _LOOKS.items() if start.lstrip().lower().startswith(mark)), None)
             raise InputError(
@@ -85,17 +86,17 @@ def _read(path: Path) -> tuple[Array, Array | None, list[str] | None]:
                 listed = ", ".join(sorted(arrays)[:10]) or "none"
                 raise InputError(f"{path} has no array `images`; its arrays: {listed}", "call the array `images`")
             with archive.open(arrays[key]) as member:
-                images = _member(path, member)
+                images = _member(path, member, archive.getinfo(arrays[key]).file_size)
             factor_key = next((name for name in FACTORS if name in arrays), None)
             if factor_key is None:
                 return images, None, None
             with archive.open(arrays[factor_key]) as member:
-                factors = _member(path, member)
+                factors = _member(path, member, archive.getinfo(arrays[factor_key]).file_size)
             if "factor_names" not in arrays:
                 return images, factors, None
             with archive.open(arrays["factor_names"]) as member:
                 try:
-                    names = _member(path, member)
+                    names = _member(path, member, archive.getinfo(arrays["factor_names"]).file_size)
                 except ValueError:
                     output.warning(f"{path}: factor_names are Python objects, which are never read; save them as text")
                     return images, factors, None
@@ -114,8 +115,8 @@ _LOOKS = {
 }
 
 
-def _member(path: Path, file: IO[bytes]) -> Array:
-    """One array; its size is judged by its header, before anything is allocated."""
+def _member(path: Path, file: IO[bytes], size: int) -> Array:
+    """One array of a file of `size` bytes; its size is judged by its header, before anything is allocated."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(version)
@@ -124,6 +125,8 @@ def _member(path: Path, file: IO[bytes]) -> Array:
     if dtype.hasobject:
         raise ValueError("objects")
     nbytes = math.prod(shape) * dtype.itemsize
+    if not 0 <= nbytes <= size:
+        raise EOFError  # the header claims more than there is
     require_memory(nbytes, f"{path}: an array {dtype} {shape}", "use a smaller array, or uint8 images")
     data = bytearray(nbytes)
     view, got = memoryview(data), 0

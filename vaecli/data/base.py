@@ -379,7 +379,9 @@ def _check_labelled(
     labelled: int | float | dict[str, int | float], labels_NK: Tensor, factor_names: Sequence[str]
 ) -> None:
     """ConfigError where more labels are to be seen than are known, or those of a factor that there is not."""
-    shares = labelled.items() if isinstance(labelled, dict) else [(None, labelled)]
+    shares: list[tuple[str | None, int | float]] = (
+        [*labelled.items()] if isinstance(labelled, dict) else [(None, labelled)]
+    )
     for name, share in shares:
         if name is None:
             key, known_N = "data.labelled", (labels_NK >= 0).any(dim=1)

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from vaecli import output
+from vaecli import output, safe_files
 from vaecli.data.base import Bits, DataConfig, Dataset, Holdout, assemble, grid_labels
 from vaecli.errors import InputError
 from vaecli.paths import cache_dir, data_dir
@@ -220,13 +220,8 @@ def _cached(name: str, make: Callable[[], _Array]) -> tuple[_Array, str]:
 
 def _write(path: Path, packed: _Array, sha256: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(packed.data)
-            file.write(sha256.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with safe_files.replacing(path) as file:
+        file.write(packed.data)
+        file.write(sha256.encode())
+        file.flush()
+        os.fsync(file.fileno())

@@ -41,6 +41,9 @@ from vaecli.data.base import Dataset, assemble, require_memory, store
 from vaecli.errors import InputError, MachineError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+# What Pillow may try, whatever a file is called: left to itself it goes by the content, and would start Ghostscript on
+# PostScript that is named .png.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 MAX_PIXELS = 89_478_485  # of one file: where Pillow begins to suspect a decompression bomb
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _SHOWN = 10
@@ -275,7 +278,7 @@ def _open(path: str) -> Iterator[Image.Image]:
     # Not by its name: Pillow would map an uncompressed TIFF into memory, and scramble it if it is to be turned.
     with open(path, "rb") as file:
         try:
-            opened = Image.open(file)
+            opened = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError("not an image of a known format") from None
         with opened as image:

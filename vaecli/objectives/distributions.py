@@ -170,10 +170,11 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
     if isinstance(q, (td.Normal, td.Uniform)):
         return q.mean + temperature * (q.rsample() - q.mean)
     if isinstance(q, td.OneHotCategorical):
-        return _plain_sample(td.OneHotCategorical(logits=q.logits / temperature, validate_args=False))
+        tempered: Any = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)
+        return _plain_sample(tempered)
     if isinstance(q, td.MixtureSameFamily):
-        chosen = q.mixture_distribution.sample()
-        centres, drawn = q.component_distribution.mean, q.component_distribution.sample()
+        chosen = _plain_sample(q.mixture_distribution)
+        centres, drawn = q.component_distribution.mean, _plain_sample(q.component_distribution)
         rows = torch.arange(len(centres), device=centres.device)
         result: Tensor = centres[rows, chosen] + temperature * (drawn[rows, chosen] - centres[rows, chosen])
         return result

@@ -24,7 +24,7 @@ class Html(str):
 
 def text(value: object) -> Html:
     """Any value as text: markup escaped, and control and bidirectional characters written out."""
-    return value if isinstance(value, Html) else Html(escape(output.safe(value)))
+    return value if isinstance(value, Html) else Html(escape(output.safe(value, "\n\t")))
 
 
 def join(parts: Iterable[object]) -> Html:

@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -302,7 +303,8 @@ def _library() -> Path:
     if not {"avx2", "fma"} <= flags:
         raise RuntimeError("the processor has no AVX2")
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
+    found = shutil.which(compiler[0])
+    if found is None:
         raise RuntimeError(f"there is no C compiler ({compiler[0]})")
     version = _output_of([*compiler, "--version"])[1]
     if "clang" in version:
@@ -311,21 +313,40 @@ def _library() -> Path:
     key = hashlib.sha256(repr((source, compiler, FLAGS, version, sorted(flags), torch.__version__)).encode())
     folder = _folder()
     path = folder / f"kernels-{key.hexdigest()[:32]}.so"
-    if not path.exists():
+    if not _intact(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / path.name
+            built = Path(scratch).absolute() / path.name
             # torch's own OpenMP library, by its path: a second one beside it would fight over the cores.
-            code, said = _output_of([*compiler, *FLAGS, str(SOURCE), "-o", str(built), *_openmp()])
+            # In the empty folder: a linker looks for the parts of gcc's library in the current one first.
+            command = [os.path.abspath(found), *compiler[1:], *FLAGS, str(SOURCE.absolute()), "-o", str(built)]
+            code, said = _output_of([*command, *_openmp()], scratch)
             if code != 0 or not built.exists():
                 raise RuntimeError(f"{compiler[0]} failed: {said.strip()[:300]}")
             with built.open("rb+") as file:
+                os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.write(digest.encode())  # the loader passes over what follows the last section
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(built, path)
     return path
 
 
-def _output_of(command: list[str]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+def _intact(path: Path) -> bool:
+    """Whether the compiled file is there, ours alone, and as it was written: it is executed."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+                return False
+            content = file.read()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-64]).hexdigest().encode() == content[-64:]
+
+
+def _output_of(command: list[str], folder: str | None = None) -> tuple[int, str]:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, cwd=folder)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -336,6 +357,9 @@ def _folder() -> Path:
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise RuntimeError(f"others own {folder} or can write to it")
+    for above in folder.resolve().parents:
+        if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise RuntimeError(f"anyone can write to {above}, and put another folder in the place of {folder}")
     return folder
 
 

@@ -5,11 +5,12 @@ A step directory holds `model.safetensors` (with the configuration in its metada
 written last). It is made under a temporary name, every file fsynced, and renamed into place; `latest` moves after that.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 import vaecli.models as models
-from vaecli import __version__, densities, output
+from vaecli import __version__, densities, output, safe_files
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
@@ -61,7 +62,7 @@ class Files:
     """The file operations of a commit, in one place so that tests can make each of them fail."""
 
     def write(self, path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -77,11 +78,13 @@ class Files:
         os.replace(old, new)
 
     def symlink(self, target: str, link: Path) -> None:
-        link.unlink(missing_ok=True)
         os.symlink(target, link)
 
     def remove(self, path: Path) -> None:
-        shutil.rmtree(path)
+        # Out of sight first: what a crash leaves half deleted must not look like a checkpoint.
+        gone = path.with_name(f".tmp-gone-{path.name}-{os.urandom(8).hex()}")
+        os.replace(path, gone)
+        shutil.rmtree(gone)
 
 
 FILES = Files()
@@ -110,16 +113,17 @@ def commit(
         "trainer/optimizer.safetensors": save_safetensors(_contiguous(optimizers), metadata={"format": "pt"}),
         "trainer/state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
     }
-    aside = folder / f".tmp-old-{final.name}"
-    temporary = folder / f".tmp-step-{step:08d}-{os.getpid()}"
+    chance = os.urandom(8).hex()
+    aside, temporary, link = (folder / f".tmp-{what}{final.name}-{chance}" for what in ("old-", "", "latest-"))
     try:
+        _require_own(folder)
         _write_all(temporary, contents)
         if final.exists():  # the same step once more
             FILES.rename(final, aside)
         FILES.rename(temporary, final)
         FILES.fsync_folder(folder)
-        FILES.symlink(final.name, folder / f".latest-{os.getpid()}")
-        FILES.rename(folder / f".latest-{os.getpid()}", folder / "latest")
+        FILES.symlink(final.name, link)
+        FILES.rename(link, folder / "latest")
         FILES.fsync_folder(folder)
         shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -127,6 +131,7 @@ def commit(
         if aside.exists() and not final.exists():
             os.replace(aside, final)
         shutil.rmtree(aside, ignore_errors=True)
+        link.unlink(missing_ok=True)
         needed = sum(map(len, contents.values()))
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         raise MachineError(
@@ -141,9 +146,16 @@ def commit(
     return final
 
 
+def _require_own(folder: Path) -> None:
+    """OSError where the folder of the steps is a link: in it, steps that are not ours would be deleted."""
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, which is not followed here", str(folder))
+
+
 def _write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "trainer").mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    (folder / "trainer").mkdir()
     for name, content in contents.items():
         FILES.write(folder / name, content)
     manifest = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
@@ -190,10 +202,24 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
+_STEP = re.compile(r"step-[0-9]{1,24}")
+
+
 def _steps(folder: Path) -> list[Path]:
     """Step directories, newest first."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal() and len(p.name) < 30]
+    found = [p for p in folder.glob("step-*") if safe_files.is_plain_folder(p) and _STEP.fullmatch(p.name)]
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+_ASIDE = re.compile(r"\.tmp-old-(step-[0-9]{1,24})(-[0-9a-f]+)?")
+
+
+def _put_back(folder: Path) -> None:
+    """Give a step its name again that was set aside for the same step once more, which then never came."""
+    for aside in folder.glob(".tmp-old-*"):
+        named = _ASIDE.fullmatch(aside.name)
+        if named and safe_files.is_plain_folder(aside) and not os.path.lexists(folder / named[1]):
+            FILES.rename(aside, folder / named[1])
 
 
 def clean_up(folder: Path, step: int) -> None:
@@ -201,8 +227,10 @@ def clean_up(folder: Path, step: int) -> None:
 
     Call it with the run's lock held.
     """
+    _require_own(folder)
+    _put_back(folder)
     for rest in folder.glob(".tmp-*"):
-        shutil.rmtree(rest, ignore_errors=True)
+        rest.unlink() if rest.is_symlink() else shutil.rmtree(rest, ignore_errors=True)
     for newer in _steps(folder):
         if int(newer.name[5:]) > step:
             output.notice(f"set aside: {newer.name}, which this run leaves behind")
@@ -217,13 +245,13 @@ def resolve(path: str | Path) -> Path:
             f"{path}: codes, and no checkpoint", "`vae analyze` reads codes from an .npz; `vae decode RUN FILE` decodes"
         )
     if path.is_dir():
-        if (path / MODEL_FILE).is_file():
+        if safe_files.is_plain(path / MODEL_FILE):
             return path / MODEL_FILE
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        latest = folder / "latest" / MODEL_FILE
-        if latest.is_file():
-            return Path(os.path.realpath(latest.parent)) / MODEL_FILE if (folder / "latest").is_symlink() else latest
-        complete = [p for p in _steps(folder) if (p / "manifest.json").is_file()]
+        latest = _latest(folder)
+        if latest is not None and safe_files.is_plain(latest / MODEL_FILE):
+            return latest / MODEL_FILE
+        complete = [p for p in _steps(folder) if safe_files.is_plain(p / "manifest.json")]
         if complete:
             output.warning(f"{folder / 'latest'} does not lead to a checkpoint; using {complete[0].name}")
             return complete[0] / MODEL_FILE
@@ -237,6 +265,16 @@ def resolve(path: str | Path) -> Path:
     return path
 
 
+def _latest(folder: Path) -> Path | None:
+    """The step that `latest` leads to: one beside it and nothing else, or itself in a copy made without links."""
+    latest = folder / "latest"
+    if not latest.is_symlink():
+        return latest
+    target = os.readlink(latest)
+    step = folder / target
+    return step if _STEP.fullmatch(target) and safe_files.is_plain_folder(step) else None
+
+
 _FILES_OF_A_STEP = frozenset(
     {MODEL_FILE, "config.json", "trainer/optimizer.safetensors", "trainer/state.json", "README.md", DENSITY_FILE}
 )
@@ -246,9 +284,7 @@ def verify(folder: Path) -> None:
     """Compare every file of a step directory with its manifest; CheckpointError naming the first that differs."""
     damaged = CheckpointError(f"{folder / 'manifest.json'}: damaged")
     try:
-        if not (folder / "manifest.json").is_file() or (folder / "manifest.json").stat().st_size > 100_000:
-            raise FileNotFoundError
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads(safe_files.read(folder / "manifest.json", 100_000))
         entries = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: the checkpoint is incomplete: manifest.json is missing") from None
@@ -261,15 +297,13 @@ def verify(folder: Path) -> None:
         if name.startswith("trainer/") and not (folder / "trainer").exists():
             continue  # a checkpoint handed on without the state that only resuming needs
         try:
-            if not path.is_file():
-                raise CheckpointError(f"{path}: damaged: the file is missing")
-            if path.stat().st_size != size:
-                raise CheckpointError(
-                    f"{path}: damaged: {path.stat().st_size:,} bytes where the manifest says {size:,}"
-                )
-            with path.open("rb") as file:
+            with os.fdopen(safe_files.open_plain(path), "rb") as file:
+                if (found := os.fstat(file.fileno()).st_size) != size:
+                    raise CheckpointError(f"{path}: damaged: {found:,} bytes where the manifest says {size:,}")
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise CheckpointError(f"{path}: damaged: its sha256 is not the one in manifest.json")
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: damaged: the file is missing") from None
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -287,10 +321,9 @@ _LOOKS = (
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]], int]:
     """(metadata, {tensor: (dtype, shape)}, bytes of tensor data) of a safetensors file, checked, no tensor loaded."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
-        with path.open("rb") as file:
+        # A link is followed where the user named it; what is found in a run is none (see `resolve`).
+        with os.fdopen(safe_files.open_plain(Path(os.path.realpath(path))), "rb") as file:
+            status = os.fstat(file.fileno())
             start = file.read(64)
             if not start:
                 raise CheckpointError(f"{path}: the file is empty")
@@ -330,9 +363,14 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         raise CheckpointError(
             f"{path}: a safetensors file, but not one made by vae", "checkpoints come from `vae train`"
         )
-    beside = path.name == MODEL_FILE and (path.parent / "config.json").is_file()
-    if beside and (path.parent / "config.json").read_bytes() != text.encode():
-        raise CheckpointError(f"{path}: its metadata and {path.parent / 'config.json'} do not agree")
+    beside = path.parent / "config.json"
+    if path.name == MODEL_FILE and os.path.lexists(beside):
+        try:
+            agreed = safe_files.read(beside, _MAX_HEADER) == text.encode()
+        except OSError as error:
+            raise CheckpointError(f"{beside}: {error.strerror}") from None
+        if not agreed:
+            raise CheckpointError(f"{path}: its metadata and {beside} do not agree")
     try:
         stored = json.loads(text)
         version = stored["format_version"]
@@ -343,7 +381,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         info = TypeAdapter(DataInfo).validate_python(stored["data"])
         step = TypeAdapter(Count).validate_python(stored["step"], strict=True)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.message}", more=error.more) from None
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: the stored configuration is damaged") from None
     if len(info.shape) != 3 or not all(0 < side <= _MAX_SIDE for side in info.shape) or info.shape[0] > 64:
@@ -368,7 +406,7 @@ def load_model(path: Path, device: torch.device) -> Loaded:
         with torch.device("meta"):
             model = models.build(config.model, info)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.message}", more=error.more) from None
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:
         raise CheckpointError(
             f"{path}: the stored model cannot be built: {str(error).partition(chr(10))[0][:200]}"
@@ -413,7 +451,7 @@ def _agree(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, tuple[str
 def load(path: str | Path, device: torch.device) -> Loaded:
     """The model behind a run, a step directory or a `.safetensors` file, verified where there is a manifest."""
     file = resolve(path)
-    if file.name == MODEL_FILE and (file.parent / "manifest.json").is_file():
+    if file.name == MODEL_FILE and os.path.lexists(file.parent / "manifest.json"):
         verify(file.parent)
     elif file.is_file():
         output.notice(f"{file}: no manifest beside it; its content cannot be verified")
@@ -426,8 +464,8 @@ def load(path: str | Path, device: torch.device) -> Loaded:
 def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What resuming needs: the optimizers' tensors and the trainer's state."""
     try:
-        tensors = load_safetensors((folder / "trainer" / "optimizer.safetensors").read_bytes())
-        state = json.loads((folder / "trainer" / "state.json").read_bytes())
+        tensors = load_safetensors(safe_files.read(folder / "trainer" / "optimizer.safetensors"))
+        state = json.loads(safe_files.read(folder / "trainer" / "state.json", _MAX_HEADER))
         if not isinstance(state, dict):
             raise ValueError
     except FileNotFoundError as error:
@@ -440,8 +478,12 @@ def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def newest_intact(run: Path) -> Path:
-    """The newest step directory of a run that verifies, with a loud word about any newer one that does not."""
+    """The newest step directory of a run that verifies, with a loud word about any newer one that does not.
+
+    Call it with the run's lock held. CheckpointError where there is none.
+    """
     folder = run / "checkpoints"
+    _put_back(folder)
     for step in _steps(folder):
         try:
             verify(step)
@@ -458,7 +500,7 @@ def add_density(step: Path, density: Density, fitted_on: str) -> Path:
     """
     verify(step)
     content = save_safetensors(_contiguous(density.state_dict()), metadata=densities.dump(density, fitted_on))
-    manifest = json.loads((step / "manifest.json").read_bytes())
+    manifest = json.loads(safe_files.read(step / "manifest.json", 100_000))
     manifest[DENSITY_FILE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     mark = f"{os.getpid()}-{os.urandom(4).hex()}"
     new, listed = step / f".{DENSITY_FILE}-{mark}", step / f".manifest-{mark}"
@@ -485,13 +527,13 @@ def load_density(step: Path, latents: int) -> tuple[Density, str] | None:
     A file that the manifest does not list is none. CheckpointError where it is damaged or another model's.
     """
     path = step / DENSITY_FILE
-    if not path.is_file() or not (step / "manifest.json").is_file():
+    if not safe_files.is_plain(path) or not safe_files.is_plain(step / "manifest.json"):
         return None
     verify(step)
-    if DENSITY_FILE not in json.loads((step / "manifest.json").read_bytes()):
+    if DENSITY_FILE not in json.loads(safe_files.read(step / "manifest.json", 100_000)):
         return None
     metadata, _, _ = read_header(path)
     try:
-        return densities.load(metadata, load_safetensors(path.read_bytes()), latents)
+        return densities.load(metadata, load_safetensors(safe_files.read(path)), latents)
     except (SafetensorError, InputError) as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -23,8 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vaecli import __version__
+from vaecli import __version__, safe_files
 from vaecli.errors import ConfigError, MachineError
+
+LARGEST_RECORD = 1 << 24  # bytes of a run.json that are read
 
 
 def runs_dir() -> Path:
@@ -36,25 +38,36 @@ class RunDir:
     """One open, locked run directory."""
 
     def __init__(self, path: Path) -> None:
-        """Lock an existing directory. MachineError if another process holds it."""
+        """Lock an existing directory. MachineError if another process holds it or it cannot be written, also where a
+        link, a pipe or a device stands in the place of one of its files: the directory may be a stranger's.
+        """
         self.path = path
+        if self.checkpoints.is_symlink():  # what is in it is deleted in time
+            raise MachineError(
+                f"{self.checkpoints}: is a link, which is not followed here", "move the steps into the run"
+            )
         try:
-            self._lock = (path / ".lock").open("a+")
+            self._lock = safe_files.append(path / ".lock")
         except OSError as error:
-            raise MachineError(f"{path}: not writable: {error.strerror}") from None
+            raise MachineError(f"{path / '.lock'}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
+            holder = self._lock.read(200).strip() or "another process"
             raise MachineError(f"{path}: in use by {holder}", "wait for it, or start a run of another name") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
-        self._handler = logging.FileHandler(path / "train.log", encoding="utf-8", errors="backslashreplace")
+        try:
+            self._metrics = safe_files.append(path / "metrics.jsonl")
+            self._log = safe_files.append(path / "train.log")
+        except OSError as error:
+            self._lock.close()
+            raise MachineError(f"{error.filename}: {error.strerror}") from None
+        self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("vaecli").addHandler(self._handler)
-        self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
 
     @property
     def checkpoints(self) -> Path:
@@ -62,14 +75,15 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """A small text file, replaced atomically."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        safe_files.replace(self.path / name, text.encode())
 
     def status(self, **facts: Any) -> None:
         """Merge facts into run.json."""
-        path = self.path / "run.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            known = json.loads(safe_files.read(self.path / "run.json", LARGEST_RECORD))
+        except (OSError, ValueError, RecursionError):  # not there yet, or not ours
+            known = {}
+        known = known if isinstance(known, dict) else {}
         self.write("run.json", json.dumps({**known, **facts}, indent=1, sort_keys=True))
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -81,21 +95,23 @@ class RunDir:
         """Forget the records after `step`, which a resumed run will write again."""
         path = self.path / "metrics.jsonl"
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in safe_files.read(path).decode(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the half line of a killed process
         self._metrics.close()
         self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
-        self._metrics = path.open("a", encoding="utf-8")
+        self._metrics = safe_files.append(path)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
             self._metrics.close()
         logging.getLogger("vaecli").removeHandler(self._handler)
         self._handler.close()
+        with contextlib.suppress(OSError):
+            self._log.close()
         self._lock.truncate(0)
         self._lock.close()
 
@@ -124,7 +140,7 @@ def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> 
         else:
             path = parent / name
             if path.exists() and force:
-                if not (path / "run.json").is_file():
+                if not safe_files.is_plain(path / "run.json"):
                     raise ConfigError(f"{path}: exists and is not a run directory; --force does not remove it")
                 held = RunDir(path)  # refuses while another process is at work in it
                 for entry in path.iterdir():

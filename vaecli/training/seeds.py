@@ -53,7 +53,7 @@ def taking_turns(runs: Sequence[Generator[None, None, Value]]) -> tuple[list[Val
                 values[number] = end.value
             except Exception as error:
                 known = error if isinstance(error, VaeError) else VaeError(f"{type(error).__name__}: {error}"[:300])
-                output.error(str(known), known.hint)
+                output.error(known.message, known.hint, known.more)
                 errors.append(known)
             del active[number]
     return values, errors
@@ -97,7 +97,8 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
                 number, (seed, arguments) = waiting.pop(0)
                 try:
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "vaecli", *arguments],
+                        # -P: no module of the current directory, which may be a stranger's, instead of ours
+                        [sys.executable, "-P", "-m", "vaecli", *arguments],
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
                         start_new_session=True,  # the terminal's Ctrl-C comes here, and is passed on once
                     )  # fmt: skip

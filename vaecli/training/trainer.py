@@ -159,7 +159,8 @@ def fit(
                 _collect(run, model, config, state, data, recorded, reached)
         except Diverged as error:
             with contextlib.suppress(Diverged):  # unless these are not finite either
-                save()
+                if saved != state.step:
+                    save()
             error.hint = remedy(run)
             raise
         if state.step % config.train.log_every == 0:
