@@ -283,7 +283,7 @@ def test_different_likelihoods_are_warned_of(
 ) -> None:
     runs = [trained("a"), trained("b", 0, "-S", "model.likelihood={name: gaussian, sigma: 1.0}", "--beta", 1)]
     done = vae("compare", *runs, "--metrics", "mig", "--json")
-    assert "not comparable between likelihoods: bernoulli (a); gaussian (b)" in done.err
+    assert "not comparable between likelihoods: Bernoulli (a); Gaussian, sigma = 1 (b)" in done.err
     best = json.loads(done.out)["best"]
     assert best["elbo"] == best["recon"] == [] and best["mig"] == [0]
 

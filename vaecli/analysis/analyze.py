@@ -141,6 +141,8 @@ def analyze(
         more, of_model = _of_model(source, loaded, view, stats, seed)
         rules, counts = _rules(codes, stats, more["gain"])
         numbers = {**numbers, **of_model, "inactive": counts, "drawn_from": source.text}
+        if not model.has_likelihood:
+            numbers["law"] = None  # which follows from a KL in what is minimised
         latents = _with_columns(latents, {**columns, **more, **rules})
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)

@@ -156,7 +156,7 @@ def verdict(
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
     sentences = [
         f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); "
-        f"KL {kl:.3g} nats in all{recon}."
+        f"{'KL' if stats.kl_error is None else 'rate'} {kl:.3g} nats in all{recon}."
     ]
     if active == 0 or kl < COLLAPSED_KL:
         if kl < COLLAPSED_KL:
