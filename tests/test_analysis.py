@@ -120,8 +120,8 @@ def test_diagnosis_of_a_run(tiny_run: Path, vae: Callable[..., Result]) -> None:
 
 def test_what_makes_no_sense_for_points_is_left_out(vae: Callable[..., Result]) -> None:
     net = ["-S", "model.net={name: mlp, hidden: [16]}", "--latent-dim", 3]
-    args = ["--data", "squares", "--model", "autoencoder", *net, "--steps", 30, "--runs-dir", "runs", "--name", "r", "-q"]
-    assert vae("train", *args).code == 0
+    args = ["--data", "squares", "--model", "autoencoder", *net, "--steps", 30, "--runs-dir", "runs", "--name", "r"]
+    assert vae("train", *args, "-q").code == 0
     done = vae("analyze", "runs/r", "--diagnosis", "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)

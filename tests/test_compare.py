@@ -24,8 +24,8 @@ from vaecli.analysis import codes
 from vaecli.analysis.diagnosis import Statistics
 from vaecli.analysis.metrics import Result as MetricResult
 from vaecli.analysis.metrics import Score
-from vaecli.commands import compare
-from vaecli.commands.compare import Column, Group, Run, Summary, summary
+from vaecli.commands import _side_by_side, compare
+from vaecli.commands._groups import Column, Group, Run, Summary, best_of, summary
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError
 from vaecli.training import checkpoint
@@ -117,10 +117,10 @@ def group(**means: float | None) -> Group:
 def test_best() -> None:
     up, down, neither = (Column("x", "x", 2, better) for better in (1, -1, 0))
     groups = [group(x=1.0), group(x=3.0), group(x=None), group(x=3.0), group(x=-2.0)]
-    assert compare._best(up, groups) == [1, 3]
-    assert compare._best(down, groups) == [4]
-    assert compare._best(neither, groups) == []
-    assert compare._best(up, [group(x=1.0), group(x=None)]) == []  # nothing to be better than
+    assert best_of(up, groups) == [1, 3]
+    assert best_of(down, groups) == [4]
+    assert best_of(neither, groups) == []
+    assert best_of(up, [group(x=1.0), group(x=None)]) == []  # nothing to be better than
 
 
 def test_directions() -> None:
@@ -206,7 +206,7 @@ def test_terminal_shows_the_best_bold_and_starred(monkeypatch: pytest.MonkeyPatc
         Group([one], {"model.beta": 4.0}, {"elbo": Summary(-3.0, None), "kl": Summary(None, None)}),
         Group([two, two], {"model.beta": None}, {"elbo": Summary(-2.5, 0.125), "kl": Summary(1.0, 0.0)}),
     ]
-    compare._draw(groups, columns, {"elbo": [1], "kl": []})
+    _side_by_side.draw(groups, columns, {"elbo": [1], "kl": []})
     shown = terminal.getvalue()
     assert "\x1b[1m-2.50 +- 0.12 *\x1b[0m" in shown and shown.count("*") == 1
     assert "[/one]" in shown and "two +1" in shown and "-3.00" in shown and "n/a" in shown
@@ -223,7 +223,7 @@ def test_wide_tables_wrap_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     run = Run("r", Path("r"), None, None, 5, "a-very-long-name-of-a-run-20261120T231500Z")  # type: ignore[arg-type]
     columns = [Column(f"metric-{i}", f"metric-{i}", 3, 1) for i in range(6)]
     values = {c.key: Summary(100.125 + i, 0.5) for i, c in enumerate(columns)}
-    compare._draw([Group([run, run], {}, values)], columns, {c.key: [] for c in columns})
+    _side_by_side.draw([Group([run, run], {}, values)], columns, {c.key: [] for c in columns})
     assert "…" not in terminal.getvalue()
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from vaecli.analysis import diagnosis, tables
-from vaecli.analysis.diagnosis import Evidence, verdict, warn_while_training
-from vaecli.analysis.statistics import Moments, Statistics, latent_statistics, limited
+from vaecli.analysis.advice import Evidence
+from vaecli.analysis.diagnosis import verdict, warn_while_training
+from vaecli.analysis.gathering import latent_statistics, limited
+from vaecli.analysis.statistics import Moments, Statistics
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import InputError
 from vaecli.models.base import Hyper, Level, Model, ModelConfig, Values

@@ -18,17 +18,10 @@ from torch import Tensor
 from vaecli import data, device
 from vaecli.analysis import analyze as analysis
 from vaecli.analysis import diagnosis, draws, probes, tables, traversal
-from vaecli.analysis.statistics import (
-    Level,
-    LevelStatistics,
-    Statistics,
-    label_factors,
-    latent_statistics,
-    limited,
-    usage,
-)
+from vaecli.analysis.gathering import label_factors, latent_statistics, limited, usage
+from vaecli.analysis.statistics import LevelStatistics, Statistics
 from vaecli.batch import DataInfo
-from vaecli.models.base import Inference, Model, NetConfig
+from vaecli.models.base import Inference, Level, Model, NetConfig
 from vaecli.training import checkpoint
 from vaecli.training.checkpoint import Loaded
 
@@ -215,7 +208,7 @@ def test_the_classifier_is_against_what_sample_draws(name: str, vae: Vae, run_of
     run = run_of(name)
     loaded, dataset = load(run)
     source = draws.source(loaded)
-    stats = latent_statistics(loaded.model, dataset.split("val").batches(64), {})
+    stats = latent_statistics(loaded.model, dataset.split("val").batches(64), loaded.model.hyper(40))
     drawn = analysis._prior(source, stats, 5)
     assert drawn is not None and drawn.shape == (2 * 200 + 100, len(loaded.model.latent_names()))
     device.seed(5, "prior")

@@ -22,10 +22,12 @@ from vaecli import report as html
 from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes, diagnosis, metrics, tables
 from vaecli.analysis.analyze import Analysis
+from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.metrics.base import Score
-from vaecli.analysis.statistics import latent_statistics, limited
 from vaecli.commands import report
 from vaecli.report import charts, markup, profiles, sections
+from vaecli.report import factors as report_factors
+from vaecli.report import tables as report_tables
 from vaecli.report.charts import Line, Scale
 from vaecli.training import checkpoint
 
@@ -357,12 +359,12 @@ def test_the_density_of_a_mixture() -> None:
 
 
 def test_roles_of_factors() -> None:
-    dsprites = sections.roles(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
-    assert dsprites == sections.Roles(3, 4, 0, [0, 1, 2])
-    other = sections.roles(("digit", "pos_x"), (10, 4))
+    dsprites = report_factors.roles(("shape", "scale", "orientation", "posX", "posY"), (3, 6, 40, 32, 32))
+    assert dsprites == report_factors.Roles(3, 4, 0, [0, 1, 2])
+    other = report_factors.roles(("digit", "pos_x"), (10, 4))
     assert (other.across, other.down, other.group, list(other.curves)) == (None, None, None, [0, 1])
-    assert sections.roles(("x", "y"), (200, 200)).across is None
-    many = sections.roles(("shape", "y", "x", "still"), (9, 3, 2, 1))
+    assert report_factors.roles(("x", "y"), (200, 200)).across is None
+    many = report_factors.roles(("shape", "y", "x", "still"), (9, 3, 2, 1))
     assert (many.across, many.down, many.group, list(many.curves)) == (2, 1, None, [0])
 
 
@@ -372,7 +374,7 @@ def cells(page: str) -> list[list[str]]:
 
 
 def test_the_latent_table() -> None:
-    made = sections.latent_table([
+    made = report_tables.latent_table([
         {"latent": "z1", "index": 1, "mean_mu": -0.5, "kl": 12.5, "status": "active", "gain": 2.0,
          "gain_error": 0.5, "inactive_burda": False, "inactive_yeung": True},
         {"latent": "z0", "index": 0, "mean_mu": None, "kl": 0.01, "status": "inactive", "gain": None,
@@ -394,11 +396,11 @@ def test_matrices_are_named_ordered_and_drawn_once() -> None:
         metrics.Result(name, Score({"value": 1.0}, {}, {"mutual_information": matrix, "corr": np.eye(2)}))
         for name in ("mig", "med")
     ]
-    made = sections.matrices(results, np.eye(2)[::-1], ("z0", "z1"), ("shape", "size"), [1, 0], [1])
+    made = report_tables.matrices(results, np.eye(2)[::-1], ("z0", "z1"), ("shape", "size"), [1, 0], [1])
     assert made is not None and made.html.count("<table") == 3
     assert made.html.index("mutual information (mig)") < made.html.index("<details>") < made.html.index("corr (mig)")
     rows = cells(made.html)
-    counts = sections.heat_table(np.array([[3.0, 12.0]]), [""], ["a", "b"], "votes")
+    counts = report_tables.heat_table(np.array([[3.0, 12.0]]), [""], ["a", "b"], "votes")
     assert cells(counts)[1] == ["", "3", "12"]
     assert rows[:3] == [["", "shape", "size"], ["z1", "1.00", "0.00"], ["z0", "0.00", "1.00"]]
     assert rows[3:6] == [["", "shape", "size"], ["z1", "0.90", "0.30"], ["z0", "0.10", "0.20"]]
@@ -419,7 +421,7 @@ def test_matrices_are_named_ordered_and_drawn_once() -> None:
 
 
 def test_metrics_with_what_they_are_compared_with() -> None:
-    made = sections.metrics(example().results)
+    made = report_tables.metrics(example().results)
     assert made is not None
     assert cells(made.html)[1:] == [
         ["mig", "0.400", "0.500", "0.010", "0.900", ""],
@@ -442,7 +444,7 @@ def test_pictures_say_in_numbers_what_they_show() -> None:
     ) in made.html
     code = example().codes
     assert code is not None
-    maps = sections.profiles_of(code, [1])
+    maps = report_factors.profiles_of(code, [1])
     # posX of six values, standardised: from -2.5 to 2.5 over sqrt(35 / 12)
     assert maps is not None and f"lowest mean {markup.MINUS}1.46 at posX 0" in maps.html
     assert "highest 1.46 at posX 5" in maps.html
@@ -453,7 +455,7 @@ def test_position_maps_lie_as_the_images_do() -> None:
     code = example().codes
     corners = {}
     for d in (1, 2):  # posX, posY
-        made = sections.profiles_of(code, [d])
+        made = report_factors.profiles_of(code, [d])
         assert made is not None
         source = re.findall(r'base64,([^"]+)" width="192" height="192"', made.html)
         pixels = picture(base64.b64decode(source[0]))[..., :3]
@@ -477,7 +479,7 @@ def test_what_is_missing_is_left_out() -> None:
 
 def test_a_prior_that_is_not_standard_is_not_drawn() -> None:
     code = example().codes
-    flat, deep = (sections.marginals(code, [0], standard) for standard in (True, False))
+    flat, deep = (report_factors.marginals(code, [0], standard) for standard in (True, False))
     assert flat is not None and flat.html.count("stroke-dasharray") == 2  # the curve and its key
     assert deep is not None and "stroke-dasharray" not in deep.html
 

@@ -16,7 +16,8 @@ from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.codes import Array, Codes
 from vaecli.analysis.diagnosis import Evidence, Verdict
 from vaecli.analysis.draws import Source
-from vaecli.analysis.statistics import Statistics, latent_statistics, limited
+from vaecli.analysis.gathering import latent_statistics, limited
+from vaecli.analysis.statistics import Statistics
 from vaecli.data.base import Dataset, SplitView
 from vaecli.speed import fast
 from vaecli.training.checkpoint import Loaded

@@ -7,22 +7,17 @@ Shapes: D latents.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from vaecli.analysis import tables
-from vaecli.analysis.statistics import (
-    ACTIVE_VARIANCE,
-    LevelStatistics,
-    Statistics,
-    latent_statistics,
-    limited,
-)
+from vaecli.analysis.advice import EARLY, Evidence, Levers, levers, more_weight, remedy
+from vaecli.analysis.gathering import latent_statistics, limited
+from vaecli.analysis.statistics import ACTIVE_VARIANCE, LevelStatistics, Statistics
 from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
-from vaecli.models.base import Model, NetConfig
+from vaecli.models.base import Model
 
 __all__ = [
     "VERDICTS", "Evidence", "Verdict", "final_report", "latent_statistics", "limited", "table_rows", "verdict",
@@ -31,7 +26,6 @@ __all__ = [
 
 COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
 LAW_TOLERANCE = 0.1
-EARLY = 1000  # steps before which nothing else is worth trying
 FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 STEPS_SHARE = 20  # of all steps a twentieth must be over before a run in training is called collapsed
 FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
@@ -49,62 +43,6 @@ class Verdict(NamedTuple):
 
     name: str
     sentences: list[str]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the verdict takes from a full diagnosis; None where the model has no such number.
-
-    `weight` is what the KL weighs against -log p(x|z) at its best: beta, times sigma^2 / gamma^2 where the likelihood
-    is a Gaussian of fixed sigma, gamma^2 being the mean squared error a pixel (gamma is then the best sigma).
-    """
-
-    mi: float | None = None  # I(x; z), nats
-    auc: float | None = None  # of a classifier between q(z) and p(z)
-    auc_error: float | None = None
-    moment_kl: float | None = None  # with the whole covariance
-    weight: float | None = None
-    sigma: float | None = None  # of a Gaussian likelihood, where fixed
-    gamma: float | None = None
-
-
-@dataclass(frozen=True)
-class Levers:
-    """What advice may speak of, as numbers of the model at the checkpoint: None where it has no such setting.
-
-    `weight` is the KL's weight. `exchangeable`: beta-vae can take the model's place, as it adds nothing to a VAE.
-    """
-
-    weight: float | None = None
-    beta: float | None = None
-    beta_norm: float | None = None
-    capacity: float | None = None
-    sigma: float | None = None
-    exchangeable: bool = True
-
-    @property
-    def heavy(self) -> bool:
-        """Whether the KL weighs more than 1."""
-        if self.weight is not None:
-            return self.weight > 1.0
-        return (self.beta or 0.0) > 1.0 or (self.beta_norm or 0.0) > 0.0
-
-
-def levers(hyper: Mapping[str, float], model: Model | None = None) -> Levers:
-    """Those of the numbers `hyper` that are what their names say: with a model, `beta` and `beta_norm` only where they
-    are the KL's weight (in beta-TCVAE beta weighs another term)."""
-    beta, beta_norm = hyper.get("beta"), hyper.get("beta_norm")
-    capacity = hyper.get("capacity") if "gamma" in hyper else None
-    sigma = hyper.get("likelihood.sigma")
-    if model is None:
-        return Levers(beta, beta, beta_norm, capacity, sigma)
-    weight = model.kl_weight(hyper)
-    if weight is None or beta is None or not math.isclose(beta, weight, rel_tol=1e-6):
-        beta = None
-    if weight is None or "beta" in hyper:
-        beta_norm = None
-    plain = type(model.config).model_fields.keys() <= NetConfig.model_fields.keys() and weight == 1.0
-    return Levers(weight, beta, beta_norm, capacity, sigma, plain)
 
 
 # ------------------------------------------------------------------------------------------------------------ verdict
@@ -163,7 +101,7 @@ def verdict(
             sentences.append("z tells the decoder next to nothing: all reconstructions are nearly the same image.")
         else:
             sentences.append("q(z|x) is nearly the same for every image: the KL is paid and tells the decoder nothing.")
-        return Verdict("collapsed", [*sentences, f"First: {_remedy(known, step)}"])
+        return Verdict("collapsed", [*sentences, f"First: {remedy(known, step)}"])
     partly = bool(unused) and (active < factors if factors else 2 * active <= len(names))
     if partly and factors:
         sentences.append(f"The data vary in {factors} factors, more than {active} latents can hold apart.")
@@ -179,7 +117,7 @@ def verdict(
         sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
     restless = _law(stats, names) if standard_prior else []
     if partly:
-        fix = f"{'Then' if restless else 'First'}, to use more latents: {_remedy(known, step)}"
+        fix = f"{'Then' if restless else 'First'}, to use more latents: {remedy(known, step)}"
         return Verdict("partly collapsed", [*sentences, *restless, fix])
     evidence = evidence or Evidence()
     found = _over(stats, known, step, evidence) or _far(stats, known, standard_prior, evidence)
@@ -220,7 +158,7 @@ def _over(stats: Statistics, known: Levers, step: int | None, evidence: Evidence
         f"{about} is {held:.3g} nats, less than half of the {log_n:.3g} that tell {stats.n:,} images apart: z sorts "
         f"them into about {math.exp(held):,.0f} kinds, and {cause}."
     )
-    return Verdict("over-regularised", [finding, f"First: {_remedy(known, step, evidence)}"])
+    return Verdict("over-regularised", [finding, f"First: {remedy(known, step, evidence)}"])
 
 
 def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evidence) -> Verdict | None:
@@ -246,12 +184,12 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
         finding = f"The rate, {stats.kl:.3g} nats, is more than the {log_n:.3g} that number all {stats.n:,} images" + (
             f", and the KL weighs {weight:.3g} of what it should." if weight < 0.5 else "."
         )
-        return Verdict("under-regularised", [finding, far, f"First: {_more_weight(known, evidence)}"])
+        return Verdict("under-regularised", [finding, far, f"First: {more_weight(known, evidence)}"])
     return Verdict(
         "prior mismatch",
         [
             f"{far[:-1]}, so what is decoded from the prior need not look like what was encoded.",
-            f"First: train longer. Then: {_more_weight(known, evidence)}",
+            f"First: train longer. Then: {more_weight(known, evidence)}",
         ],
     )
 
@@ -282,7 +220,7 @@ def warn_while_training(
         return None
     return (
         f"collapsed so far: KL {total:.2g} nats in all {len(kl_D)} latents after {step:,} steps, z tells the decoder "
-        f"next to nothing; try {_remedy(known, step)}"
+        f"next to nothing; try {remedy(known, step)}"
     )
 
 
@@ -329,8 +267,8 @@ def _not_finite(stats: Statistics, names: Sequence[str]) -> Verdict | None:
     )
     if not where:
         return None
-    remedy = "First: an earlier checkpoint; in training a smaller --set optim.lr, or --set optim.grad_clip=1."
-    return Verdict("not finite", [f"NaN or infinity in {where[0]} over {stats.n:,} images.", remedy])
+    first = "First: an earlier checkpoint; in training a smaller --set optim.lr, or --set optim.grad_clip=1."
+    return Verdict("not finite", [f"NaN or infinity in {where[0]} over {stats.n:,} images.", first])
 
 
 def _without_standard(stats: Statistics, names: Sequence[str]) -> Verdict:
@@ -403,50 +341,6 @@ def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
         finding = f"{len(unused)} of {len(names)} latents vary less than a hundredth as much as the largest"
         return Verdict("partly collapsed", [about, f"{finding} ({_some(unused)}): a smaller latent_dim would do."])
     return Verdict("healthy", [about, f"All {len(names)} latents vary."])
-
-
-def _remedy(known: Levers, step: int | None, evidence: Evidence | None = None) -> str:
-    """The cheapest thing to try first for more information in z, as far as the numbers of the model tell."""
-    if step is not None and step < EARLY:
-        return f"train longer: after {step:,} steps the KL of a sound run can still be near 0."
-    if known.beta is not None and known.beta > 1.0:
-        return f"a smaller beta (now {known.beta:g}), --set model.beta={max(1.0, known.beta / 4):g}."
-    if known.beta_norm is not None and known.beta_norm > 0.0:
-        return f"a smaller beta_norm (now {known.beta_norm:g}), --set model.beta_norm={known.beta_norm / 4:g}."
-    if known.capacity is not None:
-        return f"a larger capacity (now {known.capacity:g} nats), or train until its schedule has risen."
-    if evidence is not None and evidence.sigma is not None and evidence.gamma is not None:
-        return _best_sigma(evidence.sigma, evidence.gamma)
-    if known.sigma is not None and known.sigma >= 0.5:
-        remedy = f"--set model.likelihood.sigma={known.sigma / 4:g}"
-        return f"a smaller sigma (now {known.sigma:g}), so that the reconstruction counts more: {remedy}."
-    warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
-    if known.beta is not None:
-        return f"warm the KL up, --set 'model.beta={warm_up}'."
-    if known.exchangeable:
-        return f"warm the KL up, --set model.name=beta-vae --set 'model.beta={warm_up}'."
-    return "a smaller learning rate (--set optim.lr=...), or another seed."
-
-
-def _more_weight(known: Levers, evidence: Evidence) -> str:
-    """The cheapest way to a q(z) nearer to the prior."""
-    if evidence.sigma is not None and evidence.gamma is not None and evidence.sigma < 0.7 * evidence.gamma:
-        return _best_sigma(evidence.sigma, evidence.gamma)
-    if known.beta is not None:
-        larger = 1.0 if known.beta < 1 else 2 * known.beta
-        return f"a larger beta (now {known.beta:g}), --set model.beta={larger:g}."
-    if known.beta_norm is not None:
-        return f"a larger beta_norm (now {known.beta_norm:g}), --set model.beta_norm={2 * known.beta_norm:g}."
-    if known.exchangeable:
-        return "a larger weight on the KL, --set model.name=beta-vae --set model.beta=2, or fewer latents."
-    return "fewer latents."
-
-
-def _best_sigma(sigma: float, gamma: float) -> str:
-    return (
-        f"the sigma that the error calls for, --set model.likelihood.sigma={gamma:.2g} (now {sigma:g}), or "
-        "--set model.likelihood.variance=optimal, which keeps it there."
-    )
 
 
 def _some(names: Sequence[str]) -> str:

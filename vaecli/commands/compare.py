@@ -3,17 +3,13 @@
 import hashlib
 import json as json_format
 import math
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaecli import config as configs
 from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
@@ -21,24 +17,12 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes as code_files
 from vaecli.analysis import metrics
 from vaecli.analysis.codes import Codes
-from vaecli.analysis.tables import number_text
-from vaecli.batch import DataInfo
-from vaecli.config import RunConfig
+from vaecli.commands import _side_by_side
+from vaecli.commands._groups import Column, Run, best_of, summarised
 from vaecli.errors import ConfigError
 from vaecli.training import checkpoint as checkpoints
 
-NARROW = 12  # characters of a run's name at least; the rest wraps
-PADDING = 3  # between two columns
 IMAGES_OF_SEVERAL = 10_000  # a metric of several models gets so many images of each
-
-
-class Column(NamedTuple):
-    """A number to compare: `better` is 1 where larger is better, -1 where smaller is, 0 where neither."""
-
-    key: str
-    heading: str
-    digits: int
-    better: int
 
 
 TOTALS = (
@@ -47,46 +31,6 @@ TOTALS = (
     Column("kl", "KL (nats)", 2, 0),
     Column("active_units", "active", 0, 0),
 )
-
-
-@dataclass
-class Run:
-    """One checkpoint and what was measured of it; `values` by column, None where there is none."""
-
-    given: str
-    file: Path
-    config: RunConfig
-    info: DataInfo
-    step: int
-    name: str = ""
-    values: dict[str, float | None] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    over: str = ""  # in words, the images it was measured over
-    images: str = ""  # the same as a checksum: equal where the images are
-    n: int = 0
-    codes: Codes | None = None
-    likelihood: str | None = None  # in words, with its settings; None where there is none
-
-
-class Summary(NamedTuple):
-    """Over the seeds of a group. `mean` is None unless every seed has the value, `sd` (ddof 1) with fewer than two."""
-
-    mean: float | None
-    sd: float | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but the seed; `settings` are the values in which groups differ."""
-
-    runs: list[Run]
-    settings: dict[str, Any]
-    values: dict[str, Summary]
-
-    @property
-    def name(self) -> str:
-        more = f" +{len(self.runs) - 1}" if len(self.runs) > 1 else ""
-        return self.runs[0].name + more
 
 
 def run(
@@ -128,18 +72,18 @@ def run(
                 run.codes = _sample(found.codes or code_files.encode(loaded, found.view, limit), seed)
     for name in several:
         _add_several(name, grouped, seed, lenient)
-    groups = _summarised(grouped, columns)
+    groups = summarised(grouped, columns)
     comparable = _warnings(runs)
-    best = {c.key: _best(c, groups) if comparable.get(c.key, comparable["all"]) else [] for c in columns}
+    best = {c.key: best_of(c, groups) if comparable.get(c.key, comparable["all"]) else [] for c in columns}
     if json:
-        streams.result_json({**_record(groups, columns, best, seed), "comparable": comparable["all"]})
+        streams.result_json({**_side_by_side.record(groups, columns, best, seed), "comparable": comparable["all"]})
     elif csv:
-        headings, rows = _flat(groups, columns, None)
+        headings, rows = _side_by_side.flat(groups, columns, None)
         streams.result(*streams.csv_lines([headings, *rows]))
     elif sys.stdout.isatty():
-        _draw(groups, columns, best)
+        _side_by_side.draw(groups, columns, best)
     else:
-        headings, rows = _flat(groups, columns, "n/a")
+        headings, rows = _side_by_side.flat(groups, columns, "n/a")
         streams.table(headings, rows)
 
 
@@ -246,41 +190,7 @@ def _direction(metric: str) -> int:
     return 1 if "factors" in getattr(module, "NEEDS", ()) or getattr(module, "SEVERAL", False) else 0
 
 
-# -------------------------------------------------------------------------------------------------------------- numbers
-
-
-def _summarised(grouped: Sequence[list[Run]], columns: Sequence[Column]) -> list[Group]:
-    first = grouped[0][0]
-    differing = {key for members in grouped for key in configs.diff(first.config, members[0].config)} - {"seed"}
-    groups = []
-    for members in grouped:
-        flat = dict(configs.flat(members[0].config.to_tree()))
-        settings = {key: flat.get(key) for key in sorted(differing)}
-        if any(other[0].step != first.step for other in grouped):
-            settings["step"] = members[0].step
-        values = {c.key: summary([run.values.get(c.key) for run in members]) for c in columns}
-        groups.append(Group(members, settings, values))
-    if any(one is not other and one.settings == other.settings for one in groups for other in groups):
-        for group in groups:  # the same settings, on images that have changed
-            group.settings["data.sha256"] = str(group.runs[0].info.source.get("sha256"))[:8]
-    return groups
-
-
-def summary(values: Sequence[float | None]) -> Summary:
-    """Mean and sample standard deviation; a value that is missing or not finite leaves nothing to average."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known or len(known) < len(values):
-        return Summary(None, None)
-    return Summary(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
-
-
-def _best(column: Column, groups: Sequence[Group]) -> list[int]:
-    """The groups whose mean is best, more than one where they are equal; none where there is nothing to compare."""
-    means = {i: m for i, group in enumerate(groups) if (m := group.values[column.key].mean) is not None}
-    if not column.better or len(means) < 2:
-        return []
-    top = max(column.better * mean for mean in means.values())
-    return [i for i, mean in means.items() if column.better * mean == top]
+# ---------------------------------------------------------------------------------------------------------- comparable
 
 
 def _warnings(runs: Sequence[Run]) -> dict[str, bool]:
@@ -310,112 +220,3 @@ def likelihood_of(loaded: checkpoints.Loaded) -> str | None:
         return f"that of {model.config.name}"
     words: str = own.text(model.hyper(loaded.step))
     return words.replace(" likelihood", "")
-
-
-# --------------------------------------------------------------------------------------------------------------- output
-
-
-def _flat(groups: Sequence[Group], columns: Sequence[Column], missing: str | None) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows with mean and standard deviation apart; rounded where `missing` says what stands for none,
-    else with all digits."""
-    keys = list(groups[0].settings)
-    headings = ["run", "seeds", *keys, *(text for c in columns for text in (c.key, f"{c.key}_sd"))]
-    rows = []
-    for group in groups:
-        row = [group.name, str(len(group.runs)), *(_setting_text(group.settings[key]) for key in keys)]
-        for column in columns:
-            for value in group.values[column.key]:
-                if missing is None:
-                    row.append("" if value is None else repr(value))
-                else:
-                    row.append(missing if value is None else f"{value:.{_digits(column, group)}f}")
-        rows.append(row)
-    return headings, rows
-
-
-def _digits(column: Column, group: Group) -> int:
-    """A mean of counts needs a decimal that a count does not."""
-    return max(column.digits, 1) if len(group.runs) > 1 else column.digits
-
-
-def _setting_text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json_format.dumps(value)
-
-
-def _cell(value: Summary, digits: int) -> str:
-    spread = "" if value.sd is None else f" +- {value.sd:.{digits}f}"
-    return f"{number_text(value.mean, digits)}{spread}"
-
-
-def _draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]]) -> None:
-    """On a terminal: the best of each column bold and with a star. Where it is too narrow for all columns they go
-    into several tables, one below the other, each with the names of the runs."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def number(i: int, column: Column) -> Text:
-        text = _cell(groups[i].values[column.key], _digits(column, groups[i]))
-        return Text(f"{text} *", style="bold") if i in best[column.key] else Text(text)
-
-    parts = [
-        [Text(key), *(Text(streams.safe(_setting_text(g.settings[key]))) for g in groups)] for key in groups[0].settings
-    ]
-    parts.append([Text("seeds"), *(Text(str(len(group.runs))) for group in groups)])
-    parts += [[Text(c.heading), *(number(i, c) for i in range(len(groups)))] for c in columns]
-    names = [Text(streams.safe(group.name)) for group in groups]
-    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-    width_of_names = min(max(map(len, names)), max(NARROW, console.width // 3))
-    while parts:
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        drawn.add_column(Text("run"), overflow="fold")
-        taken: list[list[Text]] = []
-        left = console.width - width_of_names - 2
-        while parts and (not taken or left >= max(map(len, parts[0])) + PADDING):
-            left -= max(map(len, parts[0])) + PADDING
-            taken.append(parts.pop(0))
-        for heading, *_ in taken:
-            drawn.add_column(heading, justify="right", no_wrap=True)
-        for name, *cells in zip(names, *(cells for _, *cells in taken), strict=True):
-            drawn.add_row(name, *cells)
-        console.print(drawn)
-    if any(best.values()):
-        streams.notice("* the best mean of its column")
-    if any(len(group.runs) > 1 for group in groups):
-        streams.notice("+- the standard deviation over seeds (n - 1)")
-
-
-def _record(
-    groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]], seed: int
-) -> dict[str, Any]:
-    runs = [
-        {
-            "name": run.name, "checkpoint": str(run.file), "group": i, "seed": run.config.seed, "step": run.step,
-            "model": run.config.model.name, "data": run.info.name, "over": run.over, "n": run.n,
-            "values": run.values, "metrics": run.metrics,
-        }
-        for i, group in enumerate(groups)
-        for run in group.runs
-    ]  # fmt: skip
-    return {
-        "schema": 1,
-        "seed": seed,
-        "columns": [c.key for c in columns],
-        "runs": runs,
-        "groups": [
-            {
-                "name": group.name,
-                "runs": [run.name for run in group.runs],
-                "seeds": [run.config.seed for run in group.runs],
-                "settings": group.settings,
-                "values": {key: value._asdict() for key, value in group.values.items()},
-            }
-            for group in groups
-        ],
-        "best": best,
-    }

@@ -10,7 +10,7 @@ from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import traversal
-from vaecli.analysis.diagnosis import latent_statistics, limited
+from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Statistics
 from vaecli.analysis.traversal import Mover
 from vaecli.commands import _artifact

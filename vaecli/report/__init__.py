@@ -7,7 +7,7 @@ from typing import Any
 
 from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import Result
-from vaecli.report import charts, figures, profiles, sections
+from vaecli.report import charts, factors, figures, profiles, sections, tables
 from vaecli.report.markup import document, join, tag
 from vaecli.report.sections import History, Reconstructions, Traversal, Traversals
 
@@ -59,9 +59,9 @@ def render(content: Content) -> str:
         sections.reconstructions(content.reconstructions),
         sections.samples(content.samples_NCHW, content.samples_from),
         sections.traversals(content.traversals),
-        sections.latent_table(content.latents, content.standard_prior, content.levels),
-        sections.profiles_of(varied, content.active, content.value_names),
-        sections.matrices(
+        tables.latent_table(content.latents, content.standard_prior, content.levels),
+        factors.profiles_of(varied, content.active, content.value_names),
+        tables.matrices(
             content.results,
             None if varied is None else profiles.explained(varied),
             content.names,
@@ -69,9 +69,9 @@ def render(content: Content) -> str:
             order,
             content.active,
         ),
-        sections.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
-        sections.diagnosis(content.diagnosis),
-        sections.metrics(content.results),
+        factors.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
+        tables.diagnosis(content.diagnosis),
+        tables.metrics(content.results),
         sections.provenance(content.configuration, content.environment, content.source, content.computed),
     ]
     shown = [part for part in parts if part is not None]
