@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result, command
-from vaecli.checkpoint import Files
 
-from vaecli import checkpoint
-from vaecli import tree as trees
+from vaecli.config import tree as trees
 from vaecli.errors import ConfigError
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import Files
 
 CPU = torch.device("cpu")
 

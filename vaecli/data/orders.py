@@ -9,6 +9,7 @@ Shapes: N images of the training split, B batch, K factors.
 import hashlib
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Protocol
 
 import torch
@@ -53,7 +54,7 @@ class _Epochs:
             part = self.permutation(epoch)[offset : offset + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
 class Shuffled:
@@ -80,7 +81,9 @@ class Mixed:
     def __init__(self, labelled_N: Tensor, seed: int, batch_size: int, share: float) -> None:
         self.labelled = labelled_N.nonzero()[:, 0]
         self.others = (~labelled_N).nonzero()[:, 0]
-        self.count = min(batch_size, math.ceil(share * batch_size)) if len(self.others) else batch_size
+        # Of the decimal number that was written: 0.28 * 100 is a little more than 28 in binary.
+        count = min(batch_size, math.ceil(Fraction(str(share)) * batch_size))
+        self.count = count if len(self.others) else batch_size
         if len(self.labelled) == 0 and self.count > 0:
             raise ConfigError("no training image has a label, but every batch is to hold some", "raise data.labelled")
         self.seed, self.batch_size = seed, batch_size

@@ -165,6 +165,8 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
         return q.rsample() if q.has_rsample else _plain_sample(q)
     if temperature == 0.0:
         return mode(q)
+    if isinstance(q, UniformIndices):  # flat at any temperature
+        return q.sample()
     if isinstance(q, td.Independent):
         return sample(q.base_dist, temperature)
     if isinstance(q, (td.Normal, td.Uniform)):

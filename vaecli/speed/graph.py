@@ -185,6 +185,10 @@ class StaticSteps:
                         self.compute()
         return until
 
+    def forget(self) -> None:
+        """Which images the coming steps read has changed: what was uploaded of them is not to be used."""
+        self._uploaded = (0, 0)
+
     def _upload(self, step: int) -> None:
         steps = range(step, min(step + WINDOW, self.config.train.total_steps))
         own = type(self.model).hyper is not Model.hyper

@@ -234,7 +234,8 @@ def _train(
                     run_dir, model, config, state, stream, training, held_out, stop, hooks, recorded
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
-            output.notice(f"{status} at step {state.step:,}: {meter.summary()}")
+            how = f" at step {state.step:,}: {meter.summary()}" if state.players else ", in closed form"
+            output.notice(f"{status}{how}")
             judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
     except VaeError as error:
         code = error.exit_code

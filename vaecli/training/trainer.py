@@ -132,8 +132,11 @@ def fit(
         local, name_of_stage = state.step - stage.start, stage.name or model.stages[0]
         if prepared != state.step and model.due(local, name_of_stage):
             device.seed(config.seed, "prepare", state.step)
+            model.eval()
             model.prepare(local, name_of_stage, train)
             data.order = model.order(train, config.seed, config.train.batch_size)
+            if recorded is not None:
+                recorded.forget()
         prepared = state.step
 
         # ---- one step, or recorded ones to the next boundary
