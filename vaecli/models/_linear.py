@@ -24,12 +24,16 @@ Progress = Callable[[float], None]
 
 BLOCK = 2048  # images worked on together; fewer where they are large
 ENTRIES = 2**23  # pixels of a block
+STRIP = 512  # rows of a covariance computed together, from the diagonal on
 EXACT = 1024  # pixels up to which all eigenvectors are computed; above, the leading ones alone
 TOLERANCE = 1e-9  # norm of C v - lambda v of an eigenvector v, in units of the largest eigenvalue
 
 
 class Moments:
-    """Mean and covariance of rows that come in blocks, in float64 (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+    """Mean and covariance of rows that come in blocks, in float64 (Chan, Golub & LeVeque 1983, eq. 2.1).
+
+    `scatter_PP` is symmetric: of what lies below its diagonal only parts are computed, and none is used.
+    """
 
     def __init__(self, pixels: int, where: torch.device | None = None) -> None:
         self.count = 0
@@ -39,15 +43,15 @@ class Moments:
     def add(self, x_BP: Tensor, binary: bool = False) -> None:
         """`binary` says that every value is 0 or 1: their products are counted in float32, exactly and in half the
         time."""
-        n = len(x_BP)
+        n, total = len(x_BP), self.count + len(x_BP)
         mean_P = x_BP.sum(dim=0, dtype=torch.float64) / n
-        if binary and n < 2**24:
-            self.scatter_PP += x_BP.T @ x_BP
+        counted = binary and n < 2**24
+        rows_BP = x_BP if counted else x_BP.double() - mean_P
+        for start in range(0, rows_BP.shape[1], STRIP):
+            strip = slice(start, start + STRIP)
+            self.scatter_PP[strip, start:] += rows_BP[:, strip].T @ rows_BP[:, start:]
+        if counted:
             self.scatter_PP.addr_(mean_P, mean_P, alpha=-n)
-        else:
-            centred_BP = x_BP.double() - mean_P
-            self.scatter_PP.addmm_(centred_BP.T, centred_BP)
-        total = self.count + n
         step_P = mean_P - self.mean_P
         self.scatter_PP.addr_(step_P, step_P, alpha=self.count * n / total)
         self.mean_P += step_P * (n / total)
@@ -56,7 +60,8 @@ class Moments:
     @property
     def covariance_PP(self) -> Tensor:
         """Divided by the number of rows: the estimate of largest likelihood."""
-        return self.scatter_PP / self.count
+        upper_PP = self.scatter_PP.triu() / self.count
+        return upper_PP + upper_PP.triu(1).T
 
 
 def leading(covariance_PP: Tensor, d: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +136,7 @@ class LinearModel(Model):
         return float(self.eigenvalue_D.double().sum() / self.total_variance.double())
 
     def fit(self, train: Split, stop: Stop, progress: Progress) -> None:
-        """Statistics of all images in blocks of a few thousand, memory for three matrices of P x P in float64.
+        """Statistics of all images in blocks of a few thousand, memory for four matrices of P x P in float64.
 
         MachineError where that is not there; InputError where the images vary in fewer directions than there are
         components.
@@ -178,7 +183,7 @@ class LinearModel(Model):
     def moments(self, train: Split, stop: Stop, progress: Progress) -> Moments:
         """Of the images of the split, or of those seen when `stop` says so."""
         p = self.info.pixels
-        require_memory(3 * 8 * p * p, f"the covariance of {p:,} values an image", "make the images smaller")
+        require_memory(4 * 8 * p * p, f"the covariance of {p:,} values an image", "make the images smaller")
         found: Moments | None = None
         for read, x_BP in self.blocks(train):
             found = found or Moments(p, x_BP.device)
