@@ -211,7 +211,7 @@ class Packed:
         return np.unpackbits(self.packed_NB[index], axis=1).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_of_higgins_on_all_of_dsprites(vae: Callable[..., Result]) -> None:
     """PCA and raw pixels, over all 737,280 images and their exact covariance: 10 minutes on two cores.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, output, safe_files
+from vaecli import data, device, output
 from vaecli.analysis.diagnosis import latent_statistics, limited, table_rows, verdict, warn_while_training
 from vaecli.config import RunConfig, presets
 from vaecli.config import tree as trees
@@ -125,7 +125,7 @@ def run(
         if name is None:
             raise ConfigError("--resume auto needs --name, to know which run to look for")
         rundir.check_name(name)
-        started_before = safe_files.is_plain(parent / name / "run.json")
+        started_before = rundir.is_run(parent / name)
         if started_before and any((parent / name / "checkpoints").glob("step-*")):
             resume, name, runs_dir, init_from = str(parent / name), None, None, None
         else:

@@ -134,8 +134,8 @@ def parse_yaml(text: str, where: str) -> Tree:
 
 
 def _check_events(text: str, where: str) -> bool:
-    """Refuse aliases, tags and deep nesting from the event stream, before anything is composed."""
-    depth = 0
+    """Refuse aliases, tags, deep nesting and very many values from the event stream, before anything is composed."""
+    around: list[tuple[int, bool, int]] = []  # collections open here: its line, whether it has keys, nodes so far
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if count > MAX_YAML_VALUES:
@@ -145,12 +145,17 @@ def _check_events(text: str, where: str) -> bool:
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
             raise ConfigError(f"{where}:{line}: tags such as {str(tag)[:60]!r} are not allowed")
+        if isinstance(event, yaml.NodeEvent) and around:
+            first, keyed, held = around[-1]
+            around[-1] = first, keyed, held + 1
+            if keyed and held >= 2 * MAX_YAML_KEYS:
+                raise ConfigError(f"{where}:{first}: more than {MAX_YAML_KEYS} keys")
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_YAML_DEPTH:
+            around.append((line, isinstance(event, yaml.MappingStartEvent), 0))
+            if len(around) > MAX_YAML_DEPTH:
                 raise ConfigError(f"{where}:{line}: nested deeper than {MAX_YAML_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            around.pop()
     return True
 
 
@@ -160,8 +165,6 @@ def _construct(node: yaml.Node, path: Key, origins: dict[Key, str], where: str) 
         origins[path] = f"{where}:{line}"
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
-        if len(node.value) > MAX_YAML_KEYS:
-            raise ConfigError(f"{where}:{line}: more than {MAX_YAML_KEYS} keys")
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None:

@@ -125,9 +125,9 @@ def _member(path: Path, file: IO[bytes], size: int) -> Array:
     if dtype.hasobject:
         raise ValueError("objects")
     nbytes = math.prod(shape) * dtype.itemsize
+    require_memory(nbytes, f"{path}: an array {dtype} {shape}", "use a smaller array, or uint8 images")
     if not 0 <= nbytes <= size:
         raise EOFError  # the header claims more than there is
-    require_memory(nbytes, f"{path}: an array {dtype} {shape}", "use a smaller array, or uint8 images")
     data = bytearray(nbytes)
     view, got = memoryview(data), 0
     while got < nbytes:

@@ -116,6 +116,11 @@ class RunDir:
         self._lock.close()
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run directory is there."""
+    return safe_files.is_plain(path / "run.json")
+
+
 def check_name(name: str) -> None:
     """ConfigError for a run name that is no plain directory name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name):
@@ -140,7 +145,7 @@ def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> 
         else:
             path = parent / name
             if path.exists() and force:
-                if not safe_files.is_plain(path / "run.json"):
+                if not is_run(path):
                     raise ConfigError(f"{path}: exists and is not a run directory; --force does not remove it")
                 held = RunDir(path)  # refuses while another process is at work in it
                 for entry in path.iterdir():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vaecli import config as configs
-from vaecli import data, device, models, output, safe_files
+from vaecli import data, device, models, output
 from vaecli.config import RunConfig
 from vaecli.config.tree import Tree
 from vaecli.data.base import Dataset, SplitView
@@ -153,7 +153,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
         raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
     one_step = path.parent.name == "checkpoints" and path.is_dir()  # named by hand: never fall back to another
     run_path = path.resolve().parent.parent if one_step else path
-    if not safe_files.is_plain(run_path / "run.json"):
+    if not rundir.is_run(run_path):
         raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
     run_dir = rundir.RunDir(run_path)
     if one_step:
