@@ -12,7 +12,7 @@ from conftest import Result
 from vaecli import densities, registry
 from vaecli.densities.base import Density
 from vaecli.errors import ConfigError, InputError
-from vaecli.training import checkpoint
+from vaecli.training import checkpoint, stored_density
 
 COVARIANCE = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, -0.1], [0.0, -0.1, 0.05]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 30.0], dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_stored_beside_the_weights(vae: Callable[..., Result], tiny_run: Path) -
     step = Path(facts["checkpoint"]).parent
     checkpoint.verify(step)
     assert "density.safetensors" in json.loads((step / "manifest.json").read_text())
-    found = checkpoint.load_density(step, 3)
+    found = stored_density.load(step, 3)
     assert found is not None and found[0].text() == "a Gaussian with full covariance"
     assert vae("density", tiny_run).out == "a Gaussian with full covariance, fitted to 456 codes (squares train)\n"
     # Refused twice, unless asked for; and the run is what it was.
@@ -194,12 +194,12 @@ def test_every_moment_of_an_exchange_is_whole(
         failing = Failing(k)
         monkeypatch.setattr(checkpoint, "FILES", failing)
         try:
-            checkpoint.add_density(step, density, f"fit {k}")
+            stored_density.add(step, density, f"fit {k}")
         except Exception as error:
             assert "No space left" in str(error)
         monkeypatch.setattr(checkpoint, "FILES", checkpoint.Files())
         checkpoint.verify(step)
-        found = checkpoint.load_density(step, 3)
+        found = stored_density.load(step, 3)
         seen.add(None if found is None else found[1].split()[0])
         assert vae("info", tiny_run).code == 0
         if failing.left >= 0:

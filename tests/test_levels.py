@@ -22,7 +22,7 @@ from vaecli.analysis.gathering import label_factors, latent_statistics, limited,
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 from vaecli.batch import DataInfo
 from vaecli.models.base import Inference, Level, Model, NetConfig
-from vaecli.training import checkpoint
+from vaecli.training import checkpoint, stored_density
 from vaecli.training.checkpoint import Loaded
 
 Vae = Callable[..., Result]
@@ -237,7 +237,7 @@ def test_a_fitted_density_is_what_is_sampled_and_compared(vae: Vae, run_of: Call
     done = vae("sample", run, "-n", 5, "-o", "fitted.npz", "--json")
     assert done.code == 0 and json.loads(done.out)["density"] == "normal" and "drawing from" in done.err
     loaded, _ = load(run)
-    stored = checkpoint.load_density(loaded.path.parent, 10)
+    stored = stored_density.load(loaded.path.parent, 10)
     assert stored is not None
     device.seed(0, "sample")
     np.testing.assert_allclose(np.load("fitted.npz")["z"], stored[0].sample(64)[:5].numpy())

@@ -8,7 +8,7 @@ from torch import Tensor
 from vaecli.densities.base import Density
 from vaecli.errors import ConfigError
 from vaecli.models.base import Model, NoPrior, Values
-from vaecli.training import checkpoint
+from vaecli.training import stored_density
 from vaecli.training.checkpoint import Loaded
 
 
@@ -46,7 +46,7 @@ def source(loaded: Loaded, density: str = "stored") -> Source:
     numbers = all(level.inferred and level.kind in ("gaussian", "point") for level in model.levels)
     stored = None
     if density == "stored" and numbers:
-        stored = checkpoint.load_density(loaded.path.parent, len(model.latent_names()))
+        stored = stored_density.load(loaded.path.parent, len(model.latent_names()))
     return Source(model, None if stored is None else stored[0])
 
 

@@ -11,6 +11,7 @@ from vaecli.data.base import SplitView
 from vaecli.errors import ConfigError
 from vaecli.models.base import Level, Model
 from vaecli.training import checkpoint as checkpoints
+from vaecli.training import stored_density
 from vaecli.training.stop import Stop
 
 CODES = 60_000  # images whose codes a density is fitted to, at most
@@ -29,7 +30,7 @@ def run(
     loaded = checkpoints.load(checkpoint, devices.pick(device))
     step = loaded.path.parent
     latents = sum(level.size for level in _levels(loaded.model))
-    stored = checkpoints.load_density(step, latents)
+    stored = stored_density.load(step, latents)
     if fit is None:
         if components is not None or settings:
             raise ConfigError("settings of a density, but no --fit")
@@ -63,7 +64,7 @@ def run(
             output.notice("stopped: nothing is stored")
             raise SystemExit(128 + stop.signal)
     fitted_on = f"{len(codes_ND):,} codes ({loaded.info.name} {view.name})"
-    path = checkpoints.add_density(step, density, fitted_on)
+    path = stored_density.add(step, density, fitted_on)
     output.notice(f"density    {density.text()}, fitted to {fitted_on}")
     mean = density.log_prob(codes_ND[:10_000])
     record = {

@@ -25,12 +25,11 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 import vaecli.models as models
-from vaecli import __version__, densities, output, safe_files
+from vaecli import __version__, output, safe_files
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
-from vaecli.densities.base import Density
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.models.base import Model
 from vaecli.settings.section import Count
@@ -108,9 +107,9 @@ def commit(
     final = folder / f"step-{step:08d}"
     described = describe(model, config, step)
     contents = {
-        MODEL_FILE: save_safetensors(_contiguous(model.state_dict()), metadata=_metadata(described, step)),
+        MODEL_FILE: save_safetensors(contiguous(model.state_dict()), metadata=_metadata(described, step)),
         "config.json": described.encode(),
-        "trainer/optimizer.safetensors": save_safetensors(_contiguous(optimizers), metadata={"format": "pt"}),
+        "trainer/optimizer.safetensors": save_safetensors(contiguous(optimizers), metadata={"format": "pt"}),
         "trainer/state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
     }
     chance = os.urandom(8).hex()
@@ -194,7 +193,7 @@ def _metadata(described: str, step: int) -> dict[str, str]:
     }
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # A clone: safetensors refuses tensors that share memory, and tied weights do.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
@@ -491,49 +490,3 @@ def newest_intact(run: Path) -> Path:
         except CheckpointError as error:
             output.warning(f"{error}; trying the checkpoint before it")
     raise CheckpointError(f"{run}: holds no intact checkpoint to resume from")
-
-
-def add_density(step: Path, density: Density, fitted_on: str) -> Path:
-    """Put a fitted density into a step directory, in place of one that is there, and into its manifest.
-
-    MachineError if the disk refuses; then the checkpoint is what it was. CheckpointError where there is no manifest.
-    """
-    verify(step)
-    content = save_safetensors(_contiguous(density.state_dict()), metadata=densities.dump(density, fitted_on))
-    manifest = json.loads(safe_files.read(step / "manifest.json", 100_000))
-    manifest[DENSITY_FILE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
-    new, listed = step / f".{DENSITY_FILE}-{mark}", step / f".manifest-{mark}"
-    without = {name: entry for name, entry in manifest.items() if name != DENSITY_FILE}
-    try:
-        FILES.write(new, content)
-        # Not listed while it is exchanged: at no moment does the manifest speak of another file than is there.
-        for entries in (without, manifest):
-            FILES.write(listed, json.dumps(entries, indent=1, sort_keys=True).encode())
-            FILES.rename(listed, step / "manifest.json")
-            if entries is without:
-                FILES.rename(new, step / DENSITY_FILE)
-        FILES.fsync_folder(step)
-    except OSError as error:
-        for rest in (new, listed):
-            rest.unlink(missing_ok=True)
-        raise MachineError(f"{step / DENSITY_FILE}: could not be written: {error.strerror}") from error
-    return step / DENSITY_FILE
-
-
-def load_density(step: Path, latents: int) -> tuple[Density, str] | None:
-    """The density fitted to the codes of a checkpoint, and in words what it was fitted to; None where there is none.
-
-    A file that the manifest does not list is none. CheckpointError where it is damaged or another model's.
-    """
-    path = step / DENSITY_FILE
-    if not safe_files.is_plain(path) or not safe_files.is_plain(step / "manifest.json"):
-        return None
-    verify(step)
-    if DENSITY_FILE not in json.loads(safe_files.read(step / "manifest.json", 100_000)):
-        return None
-    metadata, _, _ = read_header(path)
-    try:
-        return densities.load(metadata, load_safetensors(safe_files.read(path)), latents)
-    except (SafetensorError, InputError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
