@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributions as td
 from conftest import Result
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from vaecli.analysis import diagnosis, draws, probes, tables, traversal
 from vaecli.analysis.gathering import label_factors, latent_statistics, limited, usage
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 from vaecli.batch import DataInfo
-from vaecli.models.base import Inference, Level, Model, NetConfig
+from vaecli.models.base import Inference, Level, Model, ModelConfig, NetConfig
 from vaecli.training import checkpoint, stored_density
 from vaecli.training.checkpoint import Loaded
 
@@ -166,7 +167,8 @@ def test_what_stays_and_what_follows(run_of: Callable[[str], Path]) -> None:
         moved[0, 3] = values[2]
         image = traversal.images_along(model, middle, low, values)[2]
         np.testing.assert_allclose(image.ravel(), model.decoder(moved).sigmoid().ravel(), atol=1e-6)  # type: ignore[operator]
-        assert traversal.unit(top, None) == "" and traversal.unit(low, None) == "sd of the prior"
+        assert traversal.unit(model, middle, top, None) == ""
+        assert traversal.unit(model, middle, low, None) == "sd of the prior"
     loaded, dataset = load(run_of("adversary"))
     model = loaded.model
     with torch.inference_mode():
@@ -176,6 +178,44 @@ def test_what_stays_and_what_follows(run_of: Callable[[str], Path]) -> None:
         image = traversal.images_along(model, middle, noise, torch.tensor([1.5]))[0]
         values = {"noise": torch.tensor([[1.5, 0.0, 0.0, 0.0]]), "code": middle["code"]}
         np.testing.assert_allclose(image, model.image(values)[0], atol=1e-6)
+
+
+class Flat(Model):
+    """One level under a uniform prior."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelConfig(name="flat"), DataInfo("d", (1, 1, 2), 9))
+        self.levels = (Level("u", (2,)),)
+
+    def p(self, level: str, given: object, n: int) -> td.Distribution:
+        low = torch.tensor([[-1.0, 2.0]]).expand(n, 2)
+        return td.Independent(td.Uniform(low, low + 2.0), 1)
+
+    def image(self, values: dict[str, Tensor]) -> Tensor:
+        return values["u"].reshape(-1, 1, 1, 2)
+
+
+def test_a_bounded_prior_is_gone_through_by_its_quantiles() -> None:
+    model = Flat()
+    middle = {"u": torch.tensor([[0.5, 3.0]])}
+    mover = traversal.movers(model, model.levels)[1]
+    assert traversal.unit(model, middle, mover, None) == "quantiles of the prior"
+    values = traversal.values_of(model, middle, mover, np.array([-30.0, 0.0, 1.0]), None)
+    normal = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
+    assert values.tolist() == pytest.approx([2.0, 3.0, 2.0 + 2.0 * normal])
+    images = traversal.images_along(model, middle, mover, values)
+    np.testing.assert_allclose(images[:, 0, 0], [[0.5, 2.0], [0.5, 3.0], [0.5, 2.0 + 2.0 * normal]], rtol=1e-6)
+
+
+def test_points_are_judged_by_their_variance_with_or_without_likelihood() -> None:
+    var_D = torch.tensor([4.0, 1e-9]).double()
+    level = LevelStatistics(Level("z", (2,), "point"), torch.zeros(2).double(), var_D)
+    stats = Statistics(500, level.mean_D, var_D, None, None, None, None, None, (level,), mse=0.1, mse_error=0.01)
+    said = diagnosis.verdict(stats, ["z0", "z1"], {}, model=Weighted(None))
+    assert said.name == "partly collapsed" and "latent_dim" in said.sentences[1]
+    bare = Flat()  # which has no setting of that name
+    assert "latent_dim" not in diagnosis.verdict(stats, ["z0", "z1"], {}, model=bare).sentences[1]
+    assert "reconstruction" not in " ".join(said.sentences)
 
 
 def test_the_iwae_bound_of_several_levels(run_of: Callable[[str], Path]) -> None:

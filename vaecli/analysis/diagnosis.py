@@ -85,10 +85,10 @@ def verdict(
         return Verdict("n/a", ["One image cannot show which latents depend on the image; give more."])
     parts = stats.parts
     standard_prior = standard_prior and len(parts) == 1 and parts[0].standard
-    if len(parts) != 1 or parts[0].level.kind in ("codes", "labels") or stats.mse is not None:
+    if len(parts) == 1 and stats.sigma2_D is None and parts[0].level.kind == "point":
+        return _verdict_of_code(stats, names, model)
+    if len(parts) != 1 or parts[0].level.kind != "gaussian" or stats.mse is not None or stats.kl is None:
         return _without_standard(stats, names)
-    if stats.kl is None or stats.sigma2_D is None:
-        return _verdict_of_code(stats, names)
     known, active, kl = levers(hyper or {}, model), stats.active or 0, stats.kl
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
@@ -306,6 +306,8 @@ def _why_not(stats: Statistics) -> str:
         return "without a likelihood there is no reconstruction in nats for the KL to be weighed against."
     if len(stats.parts) > 1:
         return "how many nats each of several levels should hold, none of the rules for one level can tell."
+    if stats.kl is None:
+        return "what the latents cost in nats is not known."
     if stats.parts[0].level.kind == "codes":
         return "what codes cost is fixed by the codebook, and their indices have neither mean nor variance."
     return "labels have no scale."
@@ -331,7 +333,7 @@ def _law(stats: Statistics, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
+def _verdict_of_code(stats: Statistics, names: Sequence[str], model: Model | None) -> Verdict:
     """A code without distribution: all that can be seen is whether it varies."""
     about = "A deterministic code has no KL: only its variance over the images can be judged."
     if float(stats.var_D.max()) <= 1e-12 * float(stats.mean_D.square().max()):
@@ -339,7 +341,8 @@ def _verdict_of_code(stats: Statistics, names: Sequence[str]) -> Verdict:
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     if unused:
         finding = f"{len(unused)} of {len(names)} latents vary less than a hundredth as much as the largest"
-        return Verdict("partly collapsed", [about, f"{finding} ({_some(unused)}): a smaller latent_dim would do."])
+        smaller = ": a smaller latent_dim would do" if model is None or hasattr(model.config, "latent_dim") else ""
+        return Verdict("partly collapsed", [about, f"{finding} ({_some(unused)}){smaller}."])
     return Verdict("healthy", [about, f"All {len(names)} latents vary."])
 
 

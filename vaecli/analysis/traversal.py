@@ -85,13 +85,24 @@ def of_image(model: Model, x_BCHW: Tensor) -> Values:
     return model.complete(model.infer(x_BCHW.to(model.device)).values)
 
 
-def unit(mover: Mover, stats: Statistics | None) -> str:
-    """What the values of a traversal are multiples of: `` the latent itself, `sd of the codes`, `sd of the prior`."""
+def unit(model: Model, middle: Values, mover: Mover, stats: Statistics | None) -> str:
+    """What the values of a traversal are multiples of: `` the latent itself, `sd of the codes`, `sd of the prior`; or
+    that they are `quantiles of the prior`, at those of a normal."""
     if mover.counted or mover.level.standard:
         return ""
     if mover.level.kind == "point":
         return "" if stats is None else "sd of the codes"
-    return "sd of the prior"
+    p = _prior(model, middle, mover)
+    return "" if p is None else "quantiles of the prior" if isinstance(p, td.Uniform) else "sd of the prior"
+
+
+def _prior(model: Model, middle: Values, mover: Mover) -> td.Distribution | None:
+    """Of the mover's level given what is above, latent by latent; None where there is none."""
+    try:
+        p = model.p(mover.level.name, middle, 1)
+    except NoPrior:
+        return None
+    return p.base_dist if isinstance(p, td.Independent) else p
 
 
 def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Statistics | None) -> Tensor:
@@ -108,13 +119,11 @@ def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Sta
         return stats.mean_D[mover.index] + t * stats.var_D[mover.index].sqrt()
     if level.standard:
         return t
-    try:
-        p = model.p(level.name, middle, 1)
-    except NoPrior:
+    p = _prior(model, middle, mover)
+    if p is None:
         return t
-    base = p.base_dist if isinstance(p, td.Independent) else p
-    if isinstance(base, td.Uniform):
-        low, high = (float(v.flatten()[mover.column]) for v in (base.low, base.high))
+    if isinstance(p, td.Uniform):
+        low, high = (float(v.flatten()[mover.column]) for v in (p.low, p.high))
         share_S: Tensor = torch.special.ndtr(t)
         return low + (high - low) * share_S
     mean, variance = distributions.moments(p)

@@ -194,19 +194,24 @@ def _traversals(
         factor = "{} {:.0%}".format(*found) if (found := follows.get(mover.index or 0)) else ""
         steps = "through its values" if mover.counted else ""
         rows.append(html.Traversal(mover.name, [traverse.label_of(stats, mover), factor, steps], images_SCHW))
-        units.append(traversal.unit(mover, stats))
+        units.append(traversal.unit(model, middle, mover, stats))
     inactive = len(movers) - len(used)
     order = traverse.order_text(model, stats)
     about = f"Each active latent by itself at the value below, the others at {where}; ordered by {order}."
     if any(traversal.followers(model, mover.level) for mover in used):
         about += " The levels below one that moves follow."
     about += f" {inactive} inactive latents are left out." if inactive else ""
+
+    def whose(what: str) -> str:
+        return ", ".join(sorted({mover.level.name for mover, unit in zip(used, units, strict=True) if unit == what}))
+
     if set(units) == {"sd of the codes"}:
         about += " Values are standard deviations from the mean of the codes."
     elif "sd of the prior" in units:
-        whose = sorted({mover.level.name for mover, unit in zip(used, units, strict=True) if unit})
-        about += f" Values of {', '.join(whose)} are standard deviations from the mode of the prior."
-    unit = " standard deviations" if len(set(units)) == 1 and units[0] else ""
+        about += f" Values of {whose('sd of the prior')} are standard deviations from the mode of the prior."
+    if traverse.QUANTILES in units:
+        about += f" Values of {whose(traverse.QUANTILES)} are quantiles of the prior, at those of a normal."
+    unit = " standard deviations" if len(set(units)) == 1 and units[0].startswith("sd") else ""
     return html.Traversals(rows, t_S.tolist(), about, unit)
 
 

@@ -24,10 +24,12 @@ from vaecli.training.checkpoint import Loaded
 RANKED_BY = 10_000  # held-out images over which the mean KL is taken
 BATCH = 256
 MUTED = ("inactive", "constant")
+QUANTILES = "quantiles of the prior"
 UNITS = {
     "": "latent",
     "sd of the codes": "standard deviations of the code",
     "sd of the prior": "standard deviations of the prior",
+    QUANTILES: "quantiles of the prior, at those of a normal",
 }
 
 
@@ -78,16 +80,18 @@ def run(
             shown = ordered(shown, stats)
         values = [traversal.values_of(model, middle, mover, t_S, stats) for mover in shown]
         images = [traversal.images_along(model, middle, m, v_S) for m, v_S in zip(shown, values, strict=True)]
-    units = [traversal.unit(mover, stats) for mover in shown]
+    units = [traversal.unit(model, middle, mover, stats) for mover in shown]
     common = len(set(units)) == 1 and not any(mover.counted for mover in shown)
     labels = [label_of(stats, mover) for mover in shown]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
-    texts = [f"{text}{' sd' if common and units[0] else ''}" for text in _value_texts(t_S)]
+    suffix = " sd" if common and units[0].startswith("sd") else ""
+    texts = [f"{text}{suffix}" for text in _value_texts(t_S)]
     details = [
         label if common or not unit else ", ".join(filter(None, [label, unit]))
         for label, unit in zip(labels, units, strict=True)
     ]
-    footer = f"one latent at the value shown, the others at {where}"
+    footer = f"one latent at the {'quantile of its prior' if units[0] == QUANTILES and common else 'value'} shown"
+    footer += f", the others at {where}"
     if any(traversal.followers(model, mover.level) for mover in shown):
         footer += "; the levels below follow"
     if over and not chosen:
