@@ -105,7 +105,7 @@ class OneFactorVaries:
     """Batches in which one factor varies and all others are the same (DC-IGN, Kulkarni et al. 2015, section 3.1).
 
     The factor of a step is drawn from `weights` over the factors; `factor(step)` tells it. The common values are those
-    of a random image; its companions are all images that agree with it in every other factor, with repetition where
+    of a random image that has any; its companions are all images that agree with it in every other factor, with repetition where
     they are fewer than B. ConfigError where no factor can vary alone.
     """
 
@@ -117,6 +117,7 @@ class OneFactorVaries:
         sizes = (self.labels.max(dim=0).values + 1).tolist()
         self._groups: list[tuple[Tensor, Tensor]] = []  # of each factor: images sorted by the others, where each starts
         self._of: list[Tensor] = []
+        self._pool: list[Tensor] = []  # of each factor: the images that have a companion, from which a batch starts
         for k in range(len(weights)):
             key_N = torch.zeros(len(self.labels), dtype=torch.int64)
             for other, size in enumerate(sizes):
@@ -126,6 +127,7 @@ class OneFactorVaries:
             start_G = torch.cat([torch.zeros(1, dtype=torch.int64), count_G.cumsum(0)])
             self._groups.append((torch.argsort(group_N, stable=True), start_G))
             self._of.append(group_N)
+            self._pool.append((count_G[group_N] > 1).nonzero()[:, 0])
             if self.weights[k] > 0 and int(count_G.max()) < 2:
                 raise ConfigError(f"no two images differ in factor {k} alone", "train on the whole grid of factors")
 
@@ -137,7 +139,8 @@ class OneFactorVaries:
         k = self.factor(step, stream)
         g = generator("one factor", self.seed, stream, step)
         order_N, start_G = self._groups[k]
-        group = int(self._of[k][int(torch.randint(len(self.labels), (), generator=g))])
+        first = self._pool[k][int(torch.randint(len(self._pool[k]), (), generator=g))]
+        group = int(self._of[k][int(first)])
         members = order_N[int(start_G[group]) : int(start_G[group + 1])]
         if len(members) >= self.batch_size:
             return members[torch.randperm(len(members), generator=g)[: self.batch_size]]
