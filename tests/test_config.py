@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaecli import config as configs
-from vaecli import registry
+from vaecli import presets, registry
 from vaecli.commands.train import Layers, resolve
-from vaecli.config import presets
 from vaecli.config import tree as trees
 from vaecli.errors import ConfigError
 

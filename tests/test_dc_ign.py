@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vaecli import config as configs
-from vaecli import device
+from vaecli import device, presets
 from vaecli.analysis.leak import leak
 from vaecli.batch import Batch, DataInfo
-from vaecli.config import presets
 from vaecli.data import squares
 from vaecli.errors import ConfigError
 from vaecli.models import dc_ign, vae

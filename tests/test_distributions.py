@@ -166,8 +166,14 @@ def test_temperature_zero_is_the_mode_and_draws_nothing() -> None:
 
 
 def test_a_temperature_that_means_nothing_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="UniformIndices"):
-        distributions.sample(UniformIndices((2, 3), 4), 0.5)
+    with pytest.raises(NotImplementedError, match="Indices"):
+        distributions.sample(Indices(torch.zeros(2, 3, dtype=torch.int64), 4), 0.5)
+
+
+def test_a_uniform_choice_is_as_uniform_at_any_temperature() -> None:
+    torch.manual_seed(0)
+    count_V = torch.bincount(distributions.sample(UniformIndices((4000,), 4), 0.5), minlength=4)
+    assert float((count_V / 4000 - 0.25).abs().max()) < 0.03
 
 
 def test_draws_can_be_differentiated_where_that_is_possible() -> None:

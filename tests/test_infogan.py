@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vaecli import config as configs
-from vaecli import device
+from vaecli import device, presets
 from vaecli.batch import Batch, DataInfo
-from vaecli.config import presets
 from vaecli.errors import ConfigError
 from vaecli.models import infogan
 from vaecli.models.base import Term, total

@@ -13,6 +13,7 @@ ROOMS = [
     {"objectives", "nets", "data"},
     {"models", "densities"},
     {"config"},
+    {"presets"},
     {"speed"},
     {"training"},
     {"analysis"},

@@ -8,8 +8,8 @@ import pytest
 from conftest import HERE, Result
 
 from vaecli.commands import reproduce
-from vaecli.config import rows
 from vaecli.errors import ConfigError
+from vaecli.presets import rows
 
 ROW = """# Squares, to see the command at work
 kind: {kind}

@@ -14,8 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from vaecli import __version__, output, registry
-from vaecli.config import presets
+from vaecli import __version__, output, presets, registry
 from vaecli.errors import ConfigError, VaeError
 
 _MAIN = os.getpid()

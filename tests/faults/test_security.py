@@ -372,7 +372,7 @@ def with_stored(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     save_file(tensors, step / "model.safetensors", metadata={**metadata, "vaecli.config": text})
     (step / "config.json").write_text(text)
     manifest = {}
-    for name in checkpoint._FILES_OF_A_STEP - {"README.md"}:
+    for name in checkpoint._FILES_OF_A_STEP - {"README.md", checkpoint.DENSITY_FILE}:
         content = (step / name).read_bytes()
         manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (step / "manifest.json").write_text(json.dumps(manifest))

@@ -117,7 +117,7 @@ def analyze(
     instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""
     streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(whole):,} images")
     model, names = loaded.model, loaded.model.latent_names()
-    hyper = model.hyper(loaded.step)
+    hyper = loaded.hyper
     devices.seed(seed, "analyze")
     with torch.inference_mode(), streams.progress("analyzing", images) as advance:
         batches = limited(view.batches(batch_size), images)
@@ -316,7 +316,7 @@ def _of_model(
     source: Source, loaded: Loaded, view: SplitView, stats: Statistics, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(columns of the latents by name, numbers of the whole) that need the model."""
-    model, hyper = loaded.model, loaded.model.hyper(loaded.step)
+    model, hyper = loaded.model, loaded.hyper
     latents = len(stats.mean_D)
     variance_D = torch.cat([part.var_D if part.total_D is None else part.total_D for part in stats.parts])
     centred = all(part.level.standard for part in stats.parts)

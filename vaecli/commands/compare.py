@@ -218,5 +218,5 @@ def likelihood_of(loaded: checkpoints.Loaded) -> str | None:
     own = getattr(model, "likelihood", None)
     if own is None:
         return f"that of {model.config.name}"
-    words: str = own.text(model.hyper(loaded.step))
+    words: str = own.text(loaded.hyper)
     return words.replace(" likelihood", "")

@@ -44,7 +44,7 @@ def run(
     x_BCHW, names, source = _inputs(loaded, images, split, n)
     figures.check_size(2 * -(-len(names) // COLUMNS), COLUMNS, *x_BCHW.shape[2:])
     devices.seed(seed, "reconstruct")
-    model, hyper = loaded.model, loaded.model.hyper(loaded.step)
+    model, hyper = loaded.model, loaded.hyper
     outputs, nlls, kls = [], [], []
     with torch.inference_mode():
         for part_BCHW in torch.split(x_BCHW, 256):

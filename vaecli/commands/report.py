@@ -155,7 +155,7 @@ def _reconstructions(analysed: Analysis) -> html.Reconstructions | None:
     index_B = view.indices[torch.as_tensor(place, device=view.indices.device)]
     x_BCHW = view.dataset.batch(index_B).x_BCHW.to(model.device)
     values = model.complete(model.infer(x_BCHW).values)
-    log_prob_B = model.log_prob(x_BCHW, values, model.hyper(analysed.loaded.step))
+    log_prob_B = model.log_prob(x_BCHW, values, analysed.loaded.hyper)
     return html.Reconstructions(
         x_BCHW.cpu().numpy(),
         model.image(values).float().cpu().numpy(),

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vaecli import __version__, output, registry
-from vaecli.config import rows
-from vaecli.config.rows import Row
 from vaecli.errors import ConfigError, FailedVerdict, InputError, VaeError
 from vaecli.paths import data_dir
+from vaecli.presets import rows
+from vaecli.presets.rows import Row
 from vaecli.training import rundir
 
 HOLDS, SHORT, OPEN = "holds", "falls short", "not judged"

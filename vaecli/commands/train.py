@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, output
-from vaecli.analysis.diagnosis import latent_statistics, limited, table_rows, verdict, warn_while_training
-from vaecli.config import RunConfig, presets
+from vaecli import data, device, output, presets
+from vaecli.analysis.diagnosis import final_report, warn_while_training
+from vaecli.analysis.gathering import limited
+from vaecli.config import RunConfig
 from vaecli.config import tree as trees
 from vaecli.data.base import SplitView
 from vaecli.errors import ConfigError, SeedsFailed
@@ -201,23 +202,28 @@ def _result(record: Mapping[str, Any], json: bool) -> None:
 class Judge(session.Judge):
     """What the analysis has to say about a training, while it goes on and at its end."""
 
-    def concern(self, model: Model, record: Mapping[str, Any], step: int, last: int) -> str | None:
-        return warn_while_training(record.get("kl_j", ()), step, last, model.hyper(step))
+    def concern(self, model: Model, record: Mapping[str, Any], config: RunConfig, step: int, last: int) -> str | None:
+        return warn_while_training(record.get("kl_j", ()), step, last, model.hyper(config.train.in_stage(step)), model)
 
     def final(
         self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
     ) -> None:
-        """The per-latent table over (at most `train.eval_images`) held-out images, on stderr, and the verdict."""
+        """The latents over (at most `train.eval_images`) held-out images, on stderr, and the verdict."""
         if stop.signal is not None:
             return
         model.eval()
         device.seed(config.seed, "final")
-        hyper = model.hyper(step)
         unless_stopped = itertools.takewhile(lambda _: stop.signal is None, held_out.batches(500))
-        statistics = latent_statistics(model, limited(unless_stopped, config.train.eval_images), hyper)
-        names = model.latent_names()
-        headers, rows, styles = table_rows(statistics, names)
-        title = f"latents over {statistics.n:,} images ({held_out.name})"
-        output.table(headers, rows, styles=styles, title=title, to_stderr=True)
-        found = verdict(statistics, names, hyper, factors=factors, step=step, standard_prior=model.standard_prior)
+        tables, lines, found = final_report(
+            model,
+            limited(unless_stopped, config.train.eval_images),
+            model.hyper(config.train.in_stage(step)),
+            title=f"latents over {{images}} images ({held_out.name})",
+            factors=factors,
+            step=step,
+        )
+        for table in tables:
+            output.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=True)
+        for line in lines:
+            output.notice(line)
         output.notice(f"verdict: {found.name}", *found.sentences)

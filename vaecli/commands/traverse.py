@@ -192,7 +192,7 @@ def _statistics(loaded: Loaded, dataset: Dataset) -> tuple[Statistics, str]:
     total = min(len(split), RANKED_BY)
     with streams.progress("ranking latents", total) as advance:
         batches = limited(split.batches(BATCH), RANKED_BY)
-        stats = latent_statistics(loaded.model, batches, loaded.model.hyper(loaded.step), advance)
+        stats = latent_statistics(loaded.model, batches, loaded.hyper, advance)
     return stats, f"{total:,} images of {split.name}"
 
 

@@ -38,6 +38,17 @@ class TrainConfig(Section):
     fast: bool = True  # the faster equivalents of vaecli.fast, where they work
     precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
 
+    def in_stage(self, step: int) -> int:
+        """`step` counted from the start of its stage, as schedules are; after the last step, of the last stage."""
+        if not isinstance(self.steps, dict):
+            return step
+        *earlier, _ = self.steps.values()
+        for count in earlier:
+            if step < count:
+                break
+            step -= count
+        return step
+
     @property
     def total_steps(self) -> int:
         """Of all stages together."""

@@ -105,7 +105,7 @@ class OneFactorVaries:
     """Batches in which one factor varies and all others are the same (DC-IGN, Kulkarni et al. 2015, section 3.1).
 
     The factor of a step is drawn from `weights` over the factors; `factor(step)` tells it. The common values are those
-    of a random image that has any; its companions are all images that agree with it in every other factor, with repetition where
+    of a random image that has companions: all images that agree with it in every other factor, with repetition where
     they are fewer than B. ConfigError where no factor can vary alone.
     """
 

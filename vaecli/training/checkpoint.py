@@ -56,6 +56,11 @@ class Loaded:
     step: int
     path: Path  # the .safetensors file
 
+    @property
+    def hyper(self) -> dict[str, float]:
+        """The model's numbers at the checkpoint's step."""
+        return self.model.hyper(self.config.train.in_stage(self.step))
+
 
 class Files:
     """The file operations of a commit, in one place so that tests can make each of them fail."""

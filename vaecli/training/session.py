@@ -27,7 +27,7 @@ from vaecli.training.stop import Stop, memory_errors
 class Judge:
     """What is said of a model while it is trained and at the end; nothing, unless the caller knows more."""
 
-    def concern(self, model: Model, record: Mapping[str, Any], step: int, last: int) -> str | None:
+    def concern(self, model: Model, record: Mapping[str, Any], config: RunConfig, step: int, last: int) -> str | None:
         """A warning that an evaluation at `step` gives reason for."""
         return None
 
@@ -228,7 +228,7 @@ def _train(
             training = dataset.training(config.seed)
             with meter, output.progress("fitting", len(training)) if not state.players else _silent() as progress:
                 hooks = trainer.Hooks(
-                    meter.report, lambda record, step, last: judge.concern(model, record, step, last), progress
+                    meter.report, lambda record, step, last: judge.concern(model, record, config, step, last), progress
                 )
                 outcome = yield from trainer.fit(
                     run_dir, model, config, state, stream, training, held_out, stop, hooks, recorded

@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from vaecli.config import presets
+from vaecli import presets
 from vaecli.errors import ConfigError
 from vaecli.registry import nearest
 
