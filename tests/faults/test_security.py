@@ -93,7 +93,11 @@ def installed(*args: object, code: str = "from vaecli.cli import main; main()") 
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
-def test_seeds_run_no_module_of_the_current_directory(evil_modules: Path) -> None:
+@pytest.mark.parametrize("safe_path", ["", "1"])  # the variable that does the same; empty it is off
+def test_seeds_run_no_module_of_the_current_directory(
+    safe_path: str, evil_modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", safe_path)
     done = installed("train", *TINY, "--steps", 2, "--runs-dir", "r", "--name", "x", "--seeds", "0-1", "-q")
     assert done.returncode == 0 and done.stdout == "r/x-s0\nr/x-s1\n", done.stderr
     assert not evil_modules.exists()
@@ -328,6 +332,19 @@ def test_latest_leads_to_a_step_beside_it_only(
     assert "does not lead to a checkpoint" in vae("info", tiny_run).err
 
 
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """At once, whoever reads or writes at the other end; and a folder or device is none."""
+    os.mkfifo(tmp_path / "pipe")
+    other_end = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+            for use in (safe_files.read, safe_files.append):
+                with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+                    use(path)
+    finally:
+        os.close(other_end)
+
+
 def test_new_files_have_names_that_nobody_can_foresee(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Made exclusively, and another name each time; nothing is left where the work ends in an error."""
     names: list[str] = []
@@ -453,11 +470,11 @@ def test_written_names_and_values_stay_in_one_line(vae: Callable[..., Result]) -
     for more in ([], ["--csv"], ["--metrics", "mig"], ["--metrics", "mig", "--csv"], ["--json"], ["--diagnosis"]):
         done = vae("analyze", "codes.npz", *more)
         assert done.code == 0 and clean(done.out) and clean(done.err), (done.out, done.err)
-    long = f"{BAD} {'word ' * 30}EVIL {BAD}"
-    Path("c.yaml").write_text(json.dumps({"data": {"name": "folder", "path": long}, "model": "vae"}))
-    for more in ([], ["--origin"], ["--json"]):
-        done = vae("config", "show", "--config", "c.yaml", *more)
-        assert done.code == 0 and clean(done.out) and "EVIL" in done.out, done.out
+    for text in (BAD, "plain\nEVIL", f"{BAD} {'EVIL ' * 60}", f"word{' EVIL' * 60}", "it's: " + "EVIL " * 60):
+        Path("c.yaml").write_text(json.dumps({"data": {"name": "folder", "path": text}, "model": "vae"}))
+        for more in ([], ["--origin"], ["--json"]):
+            done = vae("config", "show", "--config", "c.yaml", *more)
+            assert done.code == 0 and clean(done.out) and "EVIL" in done.out, done.out
     Path("d.yaml").write_text(vae("config", "show", "--config", "c.yaml").out)
     assert (
         vae("config", "show", "--config", "d.yaml", "--json").out == vae("config", "show", "-c", "c.yaml", "--json").out
