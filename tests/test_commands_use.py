@@ -22,6 +22,7 @@ from vaecli import data
 from vaecli.analysis import traversal
 from vaecli.batch import DataInfo
 from vaecli.commands import _artifact, analyze, reconstruct, sample, traverse
+from vaecli.config import TrainConfig
 from vaecli.data import folder
 from vaecli.data.base import Dataset, Floats
 from vaecli.errors import ConfigError, InputError, MachineError
@@ -82,7 +83,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixels:
     store = Floats(torch.from_numpy(images()))
     splits = {"train": torch.arange(10, 30), "val": torch.arange(30, 40), "test": torch.arange(10)}
     dataset = Dataset(net.info, store, None, splits)
-    config = SimpleNamespace(model=net.config, data=None)
+    config = SimpleNamespace(model=net.config, data=None, train=TrainConfig())
     loaded = Loaded(net, net.info, config, 5000, Path("run/model.safetensors"))  # type: ignore[arg-type]
     monkeypatch.setattr(checkpoint, "load", lambda path, device: loaded)
     monkeypatch.setattr(data, "load", lambda config, trained_on=None: dataset)

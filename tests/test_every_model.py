@@ -161,7 +161,8 @@ def test_killed_in_the_middle_and_resumed(name: str, vae: Callable[..., Result])
     if model.closed_form:
         pytest.skip("takes no steps")
     line = options(name, save_every=50)
-    child = subprocess.Popen(command(*line, "--steps", 10**6, "--name", "killed"), stderr=subprocess.PIPE)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process: sums of other threads round otherwise
+    child = subprocess.Popen(command(*line, "--steps", 10**6, "--name", "killed"), stderr=subprocess.PIPE, env=alone)
     folder = Path("runs/killed/checkpoints")
     deadline = time.monotonic() + 150
     while not (folder / "latest").is_symlink() or os.readlink(folder / "latest") < "step-00000150":

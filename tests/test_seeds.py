@@ -13,9 +13,9 @@ import torch
 from conftest import TINY, Result, command
 from safetensors.torch import load_file
 
-from vaecli.commands import train as command_train
 from vaecli.errors import ConfigError
 from vaecli.speed import graph
+from vaecli.training import placing, session
 from vaecli.training import seeds as _seeds
 
 
@@ -51,12 +51,12 @@ def test_each_run_is_as_if_alone(way: str, vae: Callable[..., Result], monkeypat
         assert vae(*ARGS, "--seed", seed, "--name", f"alone-s{seed}").code == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if way != "processes":
-        monkeypatch.setattr(command_train, "_share_the_device", lambda *_: True)
+        monkeypatch.setattr(session, "_share_the_device", lambda *_: True)
     if way == "recorded turns":
         monkeypatch.setattr(
-            command_train,
-            "_recorded",
-            lambda model, config, state, stream: graph.StaticSteps(model, config, stream, state.optimizers),
+            placing,
+            "recorded",
+            lambda model, config, state, stream: graph.StaticSteps(model, config, stream, *state.players["main"]),
         )
     done = vae(*ARGS, "--seeds", "0,2", "--name", "many")
     assert done.code == 0, done.err
@@ -79,7 +79,7 @@ def test_one_failure_leaves_the_others_and_is_told(
     turns: bool, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("runs/many-s0").mkdir(parents=True)  # in the way of the first seed
-    monkeypatch.setattr(command_train, "_share_the_device", lambda *_: turns)
+    monkeypatch.setattr(session, "_share_the_device", lambda *_: turns)
     done = vae(*ARGS, "--seeds", "0-1", "--name", "many", "--json")
     assert done.code == 2 and "exists already" in done.err and "1 of 2 seeds" in done.err
     runs = json.loads(done.out)["runs"]

@@ -18,7 +18,7 @@ from vaecli.errors import ConfigError
 TOYS = {
     "toy_share.py": (
         '''"""Share of the factors that are among the latents, and how many rows it saw."""
-from vaecli.metrics.base import Score
+from vaecli.analysis.metrics.base import Score
 NEEDS = ("factors",)
 CHANCE = {"share": 0.25}
 def score(codes, seed):

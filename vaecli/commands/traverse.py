@@ -80,7 +80,7 @@ def run(
             shown = ordered(shown, stats)
         values = [traversal.values_of(model, middle, mover, t_S, stats) for mover in shown]
         images = [traversal.images_along(model, middle, m, v_S) for m, v_S in zip(shown, values, strict=True)]
-    units = [traversal.unit(model, middle, mover, stats) for mover in shown]
+        units = [traversal.unit(model, middle, mover, stats) for mover in shown]
     common = len(set(units)) == 1 and not any(mover.counted for mover in shown)
     labels = [label_of(stats, mover) for mover in shown]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vaecli import config as configs
-from vaecli import data, device, models, output
+from vaecli import data, device, models, output, registry
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.data.base import Dataset
@@ -18,13 +18,17 @@ from vaecli.training import state, steps
 from vaecli.training.placing import ready, to_device
 
 
-def check(model: Model, config: RunConfig, dataset: Dataset) -> None:
-    """ConfigError where labels, stages or the order of batches do not fit the model and the data."""
-    info, uses_labels = dataset.info, model.uses_labels
+def check_labels(config: RunConfig, info: DataInfo) -> None:
+    """ConfigError where the model and the data do not agree on labels; before it is built, which may count them."""
+    uses_labels: bool = registry.load("model", config.model.name).Model.uses_labels
     if config.data.labelled is not None and not uses_labels:
         raise ConfigError(f"data.labelled is set, but {config.model.name} uses no labels", "leave data.labelled out")
     if uses_labels and not info.factor_names:
         raise ConfigError(f"{config.model.name} needs labels, but {info.name} has none", "take data with labels")
+
+
+def check(model: Model, config: RunConfig, dataset: Dataset) -> None:
+    """ConfigError where stages or the order of batches do not fit the model and the data."""
     if model.players(config.optim):
         state.stages(model, config)
         model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
@@ -53,6 +57,7 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     happen and what it would take.
     """
     dataset = to_device(data.load(config.data), where)
+    check_labels(config, dataset.info)
     with torch.device("meta"):
         model = models.build(config.model, dataset.info)
     check(model, config, dataset)

@@ -90,6 +90,7 @@ def _start(
     config: RunConfig, dataset: Dataset, wanted: Wanted, stop: Stop, judge: Judge
 ) -> Generator[None, None, dict[str, Any]]:
     """A new run from its first step to its last."""
+    banner.check_labels(config, dataset.info)
     device.seed(config.seed, "init")
     model = models.build(config.model, dataset.info)
     banner.check(model, config, dataset)
