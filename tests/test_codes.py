@@ -469,3 +469,14 @@ def test_a_logvar_that_is_none_is_refused() -> None:
     logvar_ND[3, 1] = 800.0
     with pytest.raises(InputError, match="row 3"):
         codes.make(np.zeros((5, 2)), logvar_ND)
+
+
+def test_codes_that_do_not_fit_are_refused_before_they_are_made(
+    vae: Callable[..., Result], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vaecli.data import base
+
+    monkeypatch.setattr(base, "free_memory", lambda: 1000)
+    loaded = checkpoint.load(tiny_run, torch.device("cpu"))
+    with pytest.raises(MachineError, match="51 codes needs"):
+        codes.encode(loaded, data.load(loaded.config.data, loaded.info).split("val"))

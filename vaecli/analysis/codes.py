@@ -169,9 +169,14 @@ def encode(
     """The posterior of the first `images` images of a split; kept in the cache under the checkpoint's sha256.
 
     Factors that are not known for all of these images are left out, with a notice. `advance` is called with the images
-    of each batch (with all at once where the cache had them). InputError where a code is not finite.
+    of each batch (with all at once where the cache had them). InputError where a code is not finite, MachineError where
+    the codes need more memory than there is.
     """
     count = len(view) if images is None else min(images, len(view))
+    # Mean and log-variance in float32 as the encoder gives them, and in float64 as they are worked with.
+    require_memory(
+        24 * count * len(loaded.model.latent_names()), f"{count:,} codes", "take fewer images: --limit or -n"
+    )
     file = _cache_file(loaded, view, count)
     tensors = _cached(file, count, len(loaded.model.latent_names()))
     if tensors is None:
