@@ -292,7 +292,7 @@ def test_reconstruct_files(model: Pixels, capsys: pytest.CaptureFixture[str]) ->
 def test_image_files_of_all_modes(tmp_path: Path, mode: str, colour: object, expected: list[float]) -> None:
     path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
     Image.new(mode, (3, 2), colour).save(path)  # type: ignore[arg-type]
-    x_CHW = _artifact.read_image(str(path), (3, 2, 3))
+    x_CHW = _artifact.read_image(str(path), DataInfo("files", (3, 2, 3), 1))
     assert x_CHW.dtype == torch.float32
     np.testing.assert_allclose(x_CHW, np.array(expected)[:, None, None] * np.ones((3, 2, 3)), atol=1e-6)
 
@@ -301,7 +301,7 @@ def test_image_bomb_is_refused_before_decoding(tmp_path: Path, monkeypatch: pyte
     Image.new("1", (3000, 3000)).save(tmp_path / "big.png")
     monkeypatch.setattr(folder, "MAX_PIXELS", 1_000_000)
     with pytest.raises(InputError, match="3000x3000"):
-        _artifact.read_image(str(tmp_path / "big.png"), (1, 2, 2))
+        _artifact.read_image(str(tmp_path / "big.png"), DataInfo("files", (1, 2, 2), 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ analyze
@@ -463,3 +463,16 @@ def test_pictures_of_another_kind_are_refused(
     arguments = [tiny_run if word == "RUN" else word for word in words]
     done = vae(*arguments, "-o", "x.jpg")
     assert done.code == 2 and ".png or .gif" in done.err and not Path("x.jpg").exists()
+
+
+def test_a_file_is_read_by_the_range_of_the_models_images(tmp_path: Path) -> None:
+    """A mask of 0 and 1, which training took for black and white, is no black image to a model of such masks."""
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8)).save(path)
+    for stored, white in (({"uint8": [0, 1]}, 1.0), ("dtype", 1 / 255)):
+        info = DataInfo("masks", (1, 2, 2), 1, source={"range": stored})
+        x_CHW = _artifact.read_image(str(path), info)
+        assert x_CHW.flatten().tolist() == pytest.approx([0.0, white, white, 0.0])
+    for damaged in ([1, 0], "wide", {"uint8": [0]}, {"uint8": [float("nan"), 1]}, 3):
+        with pytest.raises(InputError, match="range of values stored"):
+            _artifact.read_image(str(path), DataInfo("masks", (1, 2, 2), 1, source={"range": damaged}))

@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaecli import data
 from vaecli import output as streams
+from vaecli.batch import DataInfo
 from vaecli.data import folder
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.report import figures
@@ -201,18 +203,18 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
         streams.result_path(name)
 
 
-def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
-    """An image file as float32 (C, H, W) in [0, 1], made to fit a model's image shape.
+def read_image(path: str, info: DataInfo) -> Tensor:
+    """An image file as float32 (C, H, W) in [0, 1], of the shape and by the range of values of a model's images.
 
     The rules are those of the data source `folder`, so a file looks to the model as it did in training; a change of
     size is noted. InputError naming the file.
     """
-    channels, height, width = shape
+    channels, height, width = info.shape
     if channels not in (1, 3):
         raise InputError(f"{path}: the model takes images of {channels} channels, which no image file has")
     try:
         size, _ = folder.read_header(path)
-        pixels_CHW = folder.read_pixels(path, channels, height, width)
+        pixels_CHW = folder.read_pixels(path, channels, height, width, data.range_of(info))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

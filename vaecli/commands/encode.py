@@ -70,7 +70,7 @@ def _files(loaded: Loaded, paths: list[str]) -> SplitView:
     with streams.progress("reading images", len(paths)) as advance:
         images = []
         for path in paths:
-            images.append(_artifact.read_image(path, loaded.info.shape))
+            images.append(_artifact.read_image(path, loaded.info))
             advance(1)
     x_NCHW = torch.stack(images)
     source = {"kind": "files", "sha256": hashlib.sha256(x_NCHW.numpy().tobytes()).hexdigest()}

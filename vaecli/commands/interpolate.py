@@ -96,7 +96,7 @@ def _inputs(loaded: Loaded, given: tuple[str, str]) -> tuple[Tensor, list[str]]:
             images.append(dataset.images.gather(torch.tensor([int(text)]))[0].cpu())
             names.append(f"image {int(text)} of {loaded.info.name}")
         else:
-            images.append(_artifact.read_image(text, loaded.info.shape))
+            images.append(_artifact.read_image(text, loaded.info))
             names.append(text)
     return torch.stack(images), names
 

@@ -76,7 +76,7 @@ def run(
 def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tensor, list[str], str]:
     """The images (B, C, H, W), a name for each, and in words where they are from."""
     if images:
-        return torch.stack([_artifact.read_image(path, loaded.info.shape) for path in images]), images, "files"
+        return torch.stack([_artifact.read_image(path, loaded.info) for path in images]), images, "files"
     view = data.load(loaded.config.data, loaded.info).split(split)
     if view.name != split:
         streams.notice(f"the data set has no split {split}: using {view.name}")

@@ -218,7 +218,7 @@ def centre(
         x_BCHW = dataset.images.gather(torch.tensor([int(center)]))
         text = f"the code of image {center} of {loaded.info.name}"
     else:
-        x_BCHW = _artifact.read_image(center, loaded.info.shape)[None]
+        x_BCHW = _artifact.read_image(center, loaded.info)[None]
         text = f"the code of {center}"
     return traversal.of_image(model, x_BCHW), streams.safe(text)
 

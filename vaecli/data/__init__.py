@@ -1,7 +1,7 @@
 """The data sources, one file each. A new file here is a new source: it defines `Config` and `load(config)`."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vaecli import output, registry
 from vaecli.errors import ConfigError, InputError
@@ -42,6 +42,23 @@ def _source_of(path: str) -> str | None:
     return "array" if path.endswith((".npy", ".npz")) and os.path.isfile(path) else None
 
 
+def range_of(info: "DataInfo", before: str = "dtype") -> Any:
+    """The range of values by which a model's images were read, as `data.range` has it; `before` where none is kept.
+
+    InputError where what is stored is none: it is a stranger's.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from vaecli.data import _range
+
+    try:
+        wanted = TypeAdapter(_range.Wanted).validate_python(info.source.get("range", before))
+        _range.check(wanted)
+    except (ValidationError, ValueError, ConfigError):
+        raise InputError("the range of values stored with the model is damaged") from None
+    return wanted
+
+
 def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset":
     """The data set that a checked configuration describes, in memory.
 
@@ -54,7 +71,7 @@ def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset
     if trained_on is not None and "range" in type(config).model_fields:
         # Before the range was kept, folders were read by the whole range of a type.
         before = "dtype" if config.name == "folder" else "auto"
-        config = config.model_copy(update={"range": trained_on.source.get("range", before)})
+        config = config.model_copy(update={"range": range_of(trained_on, before)})
     dataset: Dataset = registry.load("dataset", config.name).load(config)
     if trained_on is not None:
         if dataset.info.shape != trained_on.shape:
