@@ -39,6 +39,10 @@ class NoPrior(ConfigError):
     """Sampling was asked of a model that has no distribution over its latents."""
 
 
+class NoLabels(ConfigError):
+    """Images of given labels were asked of a model that has no level of labels."""
+
+
 class ModelConfig(Section):
     """What every model's section has: the registered name.
 
@@ -57,6 +61,7 @@ class Level:
                 side by side, of `sizes` values each) | codes (positions of codebooks of `sizes[0]` entries, int64).
     `standard`  its prior is N(0, I) whatever stands above.
     `inferred`  False for noise that no encoder recovers from an image.
+    `factors`   of labels: the data's factors that its blocks stand for, one name a block.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Level:
     standard: bool = False
     inferred: bool = True
     sizes: tuple[int, ...] = ()
+    factors: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -259,6 +265,14 @@ class Model(nn.Module):
         if key is not None:
             devices.seed(key, "after")
         return values
+
+    def condition(self, labels_BK: Tensor) -> Values:
+        """What to keep in `draw` for images of given labels: the levels of labels, and whatever of the levels before
+        them is inferred from labels alone (drawn). Labels of -1 are drawn from the prior. NoLabels if there are none.
+
+        `labels_BK` are positions among a factor's values, in the order of the `factors` of the levels of labels.
+        """
+        raise NoLabels(f"{self.config.name} has no level of labels to ask for")
 
     def complete(self, values: Values) -> Values:
         """The values, and for levels that are missing the modes of their priors given those before them."""
