@@ -57,6 +57,7 @@ class Analysis:
             "split": self.view.name,
             **_record(self),
             "levels": tables.level_records(self.stats),
+            "facts": self.loaded.model.facts(),
         }
 
 

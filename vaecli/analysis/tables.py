@@ -204,6 +204,11 @@ def level_texts(stats: Statistics) -> list[str]:
     return found + [f"{level.name}: {level.size} latents of noise, not inferred" for level in stats.noise]
 
 
+def facts_text(facts: Mapping[str, float]) -> str:
+    """What a model has in closed form, in one line."""
+    return "in closed form: " + "; ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in facts.items())
+
+
 def number_text(value: object, digits: int) -> str:
     """A number with so many decimals; `n/a` for None, NaN and infinities."""
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) and math.isfinite(value) else NONE

@@ -158,6 +158,8 @@ def _rest(
         say(tables.totals_text(found.stats))
     for line in tables.level_texts(found.stats):
         say(line)
+    if isinstance(found, Analysis) and (facts := found.loaded.model.facts()):
+        say(tables.facts_text(facts))
     if found.diagnosis:
         rows = tables.diagnosis_rows(found.diagnosis)
         streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, left=2)

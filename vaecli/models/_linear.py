@@ -135,6 +135,9 @@ class LinearModel(Model):
         """Share of the pixels' variance in the components kept, of the images fitted to."""
         return float(self.eigenvalue_D.double().sum() / self.total_variance.double())
 
+    def facts(self) -> dict[str, float]:
+        return {"explained": self.explained, "total_variance": float(self.total_variance)}
+
     def fit(self, train: Split, stop: Stop, progress: Progress) -> None:
         """Statistics of all images in blocks of a few thousand, memory for four matrices of P x P in float64.
 

@@ -370,6 +370,10 @@ class Model(nn.Module):
         assert found is not None, f"{self.config.name} has no likelihood"
         return -found
 
+    def facts(self) -> dict[str, float]:
+        """Numbers that the model has in closed form, for `analyze`: of a fit, over the images it is of."""
+        return {}
+
     @property
     def standard_prior(self) -> bool:
         """Whether all there is is one level under N(0, I): what the variance law and tests of moments speak of."""

@@ -27,30 +27,59 @@ class Config(LinearConfig):
 
 
 class Model(LinearModel):
-    """q(z|x) = N((x - mean) V sqrt(l - s^2) / l, s^2 / l) with l the eigenvalues, p(x|z) = N(mean + W z, s^2 I)."""
+    """q(z|x) = N((x - mean) V sqrt(l - t) / l, t / l) with l the eigenvalues and t = beta s^2, here s^2; a latent whose
+    eigenvalue is not above t is N(0, 1) whatever x. p(x|z) = N(mean + W z, s^2 I).
+    """
 
     has_likelihood = True
     noise: Tensor  # s^2
 
-    def __init__(self, config: Config, info: DataInfo) -> None:
+    def __init__(self, config: LinearConfig, info: DataInfo) -> None:
         super().__init__(config, info)
         self.levels = (Level("z", (config.latent_dim,), standard=True),)
         self.register_buffer("noise", torch.ones(()))
 
-    def maps(
-        self, axes_PD: Tensor, value_D: Tensor, moments: Moments, train: Split, stop: Stop
-    ) -> tuple[Tensor, Tensor]:
-        left, total = self.info.pixels - len(value_D), float(moments.scatter_PP.trace() / moments.count)
+    @property
+    def beta(self) -> float:
+        """The weight of the KL."""
+        return 1.0
+
+    def noise_variance(self, value_D: Tensor, total: float) -> float:
+        """s^2, from the eigenvalues kept and the sum of all."""
+        left = self.info.pixels - len(value_D)
         noise = (total - float(value_D.sum())) / left if left else 0.0
         if not noise > 1e-12 * total:
             raise InputError(f"{len(value_D)} components leave no variance for the noise", "lower model.latent_dim")
+        return noise
+
+    def maps(
+        self, axes_PD: Tensor, value_D: Tensor, moments: Moments, train: Split, stop: Stop
+    ) -> tuple[Tensor, Tensor]:
+        noise = self.noise_variance(value_D, float(moments.scatter_PP.trace() / moments.count))
         self.noise.fill_(noise)
-        scale_D = (value_D - noise).sqrt()
+        scale_D = (value_D - self.beta * noise).clamp(min=0).sqrt()
         return axes_PD * scale_D / value_D, (axes_PD * scale_D).T
+
+    def facts(self) -> dict[str, float]:
+        """Over the images fitted to, ELBO and KL exactly: the errors along the axes kept are t each on average, or
+        their eigenvalue where inactive (see the module's docstring)."""
+        value_D, noise, pixels = self.eigenvalue_D.double(), float(self.noise), self.info.pixels
+        total = float(self.total_variance)
+        kept_D = value_D.clamp(max=self.beta * noise)
+        error = total - float(value_D.sum()) + float(kept_D.sum())
+        kl = 0.5 * float((value_D / kept_D).log().sum())
+        return {
+            **super().facts(),
+            "noise_variance": noise,
+            "elbo": -0.5 * (pixels * math.log(2 * math.pi * noise) + error / noise) - kl,
+            "kl": kl,
+            "active_latents": int((value_D > self.beta * noise).sum()),
+        }
 
     def q(self, level: str, features: Any, given: Values) -> Distribution:
         mean_BD = (features.flatten(1) - self.mean_P) @ self.encode_PD
-        return Gaussian(mean_BD, (self.noise / self.eigenvalue_D).log().expand_as(mean_BD))
+        threshold = self.beta * self.noise
+        return Gaussian(mean_BD, (threshold / self.eigenvalue_D.clamp(min=threshold)).log().expand_as(mean_BD))
 
     def p(self, level: str, given: Values, n: int) -> Distribution:
         return Standard((n, self.config.latent_dim), self.device)
