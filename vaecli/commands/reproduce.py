@@ -23,6 +23,7 @@ from vaecli.presets.rows import Row
 from vaecli.training import rundir
 
 HOLDS, SHORT, OPEN = "holds", "falls short", "not judged"
+Value = float | str
 HEADERS = ("row", "value", "expected", "tolerance", "obtained", "verdict")
 
 
@@ -71,8 +72,11 @@ def _check_needs(row: Row) -> None:
 
             if importlib.util.find_spec("sklearn") is None:
                 raise ConfigError(f"{row.name} needs scikit-learn", 'pip install "vaecli[analyze]"')
+        elif need in registry.names("model"):
+            continue
         elif need not in registry.names("dataset"):
-            raise ConfigError(f"{row.name} needs {need!r}{registry.nearest(need, registry.names('dataset'))}")
+            known = [*registry.names("dataset"), *registry.names("model"), "scikit-learn"]
+            raise ConfigError(f"{row.name} needs {need!r}, which is not there{registry.nearest(need, known)}")
         elif os.environ.get("VAE_OFFLINE") and not (data_dir() / need.replace("-", "_")).exists():
             raise InputError(
                 f"{row.name} needs {need}, which is not in {data_dir()} and cannot be downloaded with VAE_OFFLINE",
@@ -82,45 +86,81 @@ def _check_needs(row: Row) -> None:
 
 def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path) -> dict[str, Any]:
     started = time.monotonic()
-    values: dict[str, list[float]] = {key: [] for key in row.measure}
-    settings: dict[str, Any] = {}
-    complete = True
-    for seed in seeds:
-        runs: dict[str, str] = {}
-        for key, arguments in row.train.items():
-            name = f"{row.name}-{key}-s{seed}"
-            words = shlex.split(_filled(arguments, seed, runs))
-            limit = [] if budget is None else ["--max-time", budget]
-            given = ["train", *words, "--runs-dir", str(parent), "--name", name, "--resume", "auto", *limit]
-            output.notice(f"{row.name}: vae {shlex.join(given)}")
-            trained = _vae([*given, "--json"])
-            complete &= trained["status"] == "finished"
-            runs[key] = str(trained["run"])
-        answers: dict[str, Any] = {}
+    values: dict[str, list[Value]] = {key: [] for key in row.measure}
+    answers: dict[str, Any] = {}
+    trained = [_train(row, seed, budget, parent) for seed in seeds]
+    for seed, (runs, _) in zip(seeds, trained, strict=True):
+        others = {f"{key}:all": [before[key] for before, _ in trained] for key in runs}
+        named = {"seed": [str(seed)], **{key: [path] for key, path in runs.items()}, **others}
+        for command in row.then:
+            _say_and_run(row, _filled(command, named))
         for key, entry in row.measure.items():
-            command = _filled(str(entry["command"]), seed, runs)
+            command = _filled(str(entry["command"]), named)
             if command not in answers:
-                output.notice(f"{row.name}: vae {command}")
-                answers[command] = _vae([*shlex.split(command), "--json"])
-            values[key].append(_lookup(answers[command], str(entry["value"]), key))
-        settings = {"runs": runs, "commands": list(answers)}
-    obtained = {key: _summary(numbers) for key, numbers in values.items()}
+                answers[command] = _say_and_run(row, command)
+            elif ":all}" in entry["command"] and values[key]:
+                continue
+            values[key] += _lookup(answers[command], str(entry["value"]), key)
+    values |= {key: [_derived(entry, values)] for key, entry in row.derive.items()}
+    obtained = {key: _summary(found) for key, found in values.items()}
     checks = [_judged(check, obtained) for check in row.judge]
+    complete = all(finished for _, finished in trained)
     verdict = OPEN
     if row.kind != "published" and complete:
         verdict = HOLDS if all(check["holds"] for check in checks) else SHORT
     return {
         "row": row.name, "kind": row.kind, "summary": row.summary, "source": row.source, "published": row.published,
         "obtained": obtained, "checks": checks, "verdict": verdict, "complete": complete, "seeds": list(seeds),
-        "settings": settings, "seconds": round(time.monotonic() - started, 1),
+        "command": f"vae reproduce {row.name}" + ("" if budget is None else f" --budget {budget}"),
+        "settings": {"train": row.train, "then": row.then, "commands": list(answers), "metrics": _settings(answers)},
+        "data": _data(answers), "seconds": round(time.monotonic() - started, 1),
         "versions": {"vae": __version__, "python": platform.python_version(), **_versions()},
     }  # fmt: skip
 
 
-def _filled(text: str, seed: int, runs: Mapping[str, str]) -> str:
-    """The text with `{seed}` and the runs' `{name}` put in; other braces, as of YAML, stay."""
-    values = {"seed": str(seed), **{key: shlex.quote(path) for key, path in runs.items()}}
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+def _train(row: Row, seed: int, budget: str | None, parent: Path) -> tuple[dict[str, str], bool]:
+    """The runs of a seed by name, found again where they are there, and whether all have reached their end."""
+    runs: dict[str, str] = {}
+    complete = True
+    for key, arguments in row.train.items():
+        words = shlex.split(_filled(arguments, {"seed": [str(seed)], **{name: [path] for name, path in runs.items()}}))
+        limit = [] if budget is None else ["--max-time", budget]
+        where = ["--runs-dir", str(parent), "--name", f"{row.name}-{key}-s{seed}", "--resume", "auto"]
+        record = _say_and_run(row, shlex.join(["train", *words, *where, *limit]))
+        complete &= record["status"] == "finished"
+        runs[key] = str(record["run"])
+    return runs, complete
+
+
+def _say_and_run(row: Row, command: str) -> dict[str, Any]:
+    output.notice(f"{row.name}: vae {command}")
+    return _vae([*shlex.split(command), "--json"])
+
+
+def _filled(text: str, named: Mapping[str, Sequence[str]]) -> str:
+    """The text with `{seed}`, the runs' `{name}` and `{name:all}` put in; other braces, as of YAML, stay."""
+
+    def put(found: re.Match[str]) -> str:
+        key = found[1] + (found[2] or "")
+        return shlex.join(named[key]) if key in named else found[0]
+
+    return rows.RUN.sub(put, text)
+
+
+def _settings(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metrics of each command were computed with."""
+    found = {}
+    for command, answer in answers.items():
+        metrics = answer.get("metrics") if isinstance(answer, dict) else None
+        if isinstance(metrics, list) and metrics:
+            found[command] = {metric["name"]: metric["settings"] for metric in metrics}
+    return found
+
+
+def _data(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The data sets that were measured over, each once."""
+    found = [answer["data"] for answer in answers.values() if isinstance(answer, dict) and "data" in answer]
+    return [data for i, data in enumerate(found) if isinstance(data, dict) and data not in found[:i]]
 
 
 def _versions() -> dict[str, str]:
@@ -140,32 +180,66 @@ def _vae(arguments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _lookup(answer: Any, path: str, key: str) -> float:
-    """The number at a dotted path; ConfigError where there is none."""
-    here = answer
+def _lookup(answer: Any, path: str, key: str) -> list[Value]:
+    """What is at a dotted path, numbers or a text; ConfigError where there is none."""
+    here = [answer]
     for part in path.removeprefix("-").split("."):
-        if isinstance(here, list):
-            here = next((item for item in here if part in (item.get("name"), item.get("latent"))), None)
-        else:
-            here = here.get(part) if isinstance(here, dict) else None
-    if isinstance(here, bool) or not isinstance(here, (int, float)):
+        here = [child for item in here for child in _children(item, part)]
+    if not here or any(isinstance(value, bool) or not isinstance(value, (int, float, str)) for value in here):
         raise ConfigError(f"measure.{key}: there is no number at {path!r} in what the command prints")
-    return -float(here) if path.startswith("-") else float(here)
+    return [-value if path.startswith("-") and not isinstance(value, str) else value for value in here]
 
 
-def _summary(numbers: Sequence[float]) -> dict[str, Any]:
+def _children(item: Any, part: str) -> list[Any]:
+    if part == "*":
+        return list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+    if isinstance(item, list):
+        return [one for one in item if isinstance(one, dict) and part in (one.get("name"), one.get("latent"))][:1]
+    return [item[part]] if isinstance(item, dict) and part in item else []
+
+
+def _derived(entry: Mapping[str, Any], values: Mapping[str, Sequence[Value]]) -> float:
+    ((how, of),) = entry.items()
+    numbers = [[float(value) for value in values[name]] for name in rows.names_in(of)]
+    if how in ("min", "max"):
+        return (min if how == "min" else max)(numbers[0])
+    if how == "spread":
+        return max(numbers[0]) - min(numbers[0])
+    if how == "apart":
+        return abs(statistics.median(numbers[0]) - statistics.median(numbers[1]))
+    if how == "ratio":
+        below = statistics.fmean(numbers[1])
+        return statistics.fmean(numbers[0]) / below if below else math.nan
+    try:
+        return statistics.correlation(_ranks(numbers[0]), _ranks(numbers[1]))
+    except statistics.StatisticsError:  # one value, or all the same
+        return math.nan
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """Equal values share their mean rank."""
+    return [sum(other < value for other in values) + 0.5 * values.count(value) for value in values]
+
+
+def _summary(values: Sequence[Value]) -> dict[str, Any]:
+    """Mean and standard deviation of numbers; a text, where all are the same."""
+    numbers = [float(value) for value in values if not isinstance(value, str)]
+    if len(numbers) < len(values):
+        return {"mean": values[0] if len(set(values)) == 1 else None, "sd": None, "values": list(values)}
     spread = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return {"mean": statistics.fmean(numbers), "sd": spread, "values": list(numbers)}
+    return {"mean": statistics.fmean(numbers), "sd": spread, "values": numbers}
 
 
 def _judged(check: Mapping[str, Any], obtained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Whether a value is as expected, or one mean less than another."""
     if "less" in check:
-        low, high = (obtained[name]["mean"] for name in check["less"])
+        low, high = (obtained[side]["mean"] if isinstance(side, str) else side for side in check["less"])
         return {**check, "holds": math.isfinite(high - low) and high - low >= check.get("by", 0.0)}
-    expected, tolerance = float(check["expected"]), str(check["tolerance"])
+    found, expected, tolerance = obtained[check["value"]]["mean"], check["expected"], str(check["tolerance"])
+    if tolerance == "exact":
+        return {**check, "holds": found == expected}
     allowed = float(tolerance.removesuffix("%")) / 100 * abs(expected) if "%" in tolerance else float(tolerance)
-    return {**check, "holds": abs(obtained[check["value"]]["mean"] - expected) <= allowed}
+    return {**check, "holds": abs(found - expected) <= allowed}
 
 
 def _lines(record: Mapping[str, Any]) -> list[list[str]]:
@@ -177,7 +251,8 @@ def _lines(record: Mapping[str, Any]) -> list[list[str]]:
         expected = record["published"].get(key, "") if check is None else check["expected"]
         verdict = "" if check is None else OPEN if not record["complete"] else HOLDS if check["holds"] else SHORT
         tolerance = "" if check is None else str(check["tolerance"])
-        lines.append([record["row"], key, str(expected), tolerance, f"{found['mean']:.6g}{spread}", verdict])
+        mean = f"{found['mean']:.6g}" if isinstance(found["mean"], float) else str(found["mean"])
+        lines.append([record["row"], key, str(expected), tolerance, f"{mean}{spread}", verdict])
     for check in record["checks"]:
         if "less" in check:
             verdict = OPEN if not record["complete"] else HOLDS if check["holds"] else SHORT
