@@ -17,6 +17,7 @@ from conftest import TINY, Result
 from PIL import Image
 
 from vaecli import data
+from vaecli.analysis import codes
 from vaecli.commands import _artifact, interpolate
 from vaecli.commands.interpolate import angle_between, great_circle, straight
 from vaecli.data.base import SplitView
@@ -113,6 +114,36 @@ def test_encode_image_files(vae: Vae, tiny_run: Path, loaded: Loaded, view: Spli
     assert [row["index"] for row in rows] == ["0", "1"] and "size" not in rows[0]
     for row, i in zip(rows, (1, 0), strict=True):
         assert [float(row[f"z{d}"]) for d in range(3)] == pytest.approx(mean[i].tolist(), rel=1e-5, abs=1e-7)
+
+
+def test_encode_names_files_and_values(vae: Vae) -> None:
+    """Codes of a folder can be joined with its files by name, whatever was skipped; decode passes over the names."""
+    shades = {"a, b/img10.png": 200, "a, b/img2.png": 20, "z/img1.png": 90}
+    for name, shade in shades.items():
+        Path("d", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), shade, np.uint8)).save(Path("d", name))
+    Path("d/a, b/img3.png").write_bytes(b"damaged")
+    train = ("train", "--model", "vae", *TINY[2:], "--data", "folder:d", "--set", "data.on_bad_image=skip")
+    run = vae(*train, "--steps", 2, "--runs-dir", "runs", "-q").out.strip()
+    text = vae("encode", run, "--split", "all", "-o", "-").out
+    rows = rows_of(text)
+    assert [row["file"] for row in rows] == ["a, b/img10.png", "a, b/img2.png", "z/img1.png"]
+    assert [(row["class"], row["class_name"]) for row in rows] == [("0", "a, b"), ("0", "a, b"), ("1", "z")]
+    found = checkpoint.load(Path(run), torch.device("cpu"))
+    for row in rows:
+        x_BCHW = torch.full((1, 1, 8, 8), shades[row["file"]] / 255)
+        mean, _ = posterior(found, x_BCHW)
+        assert [float(row[f"z{d}"]) for d in range(3)] == pytest.approx(mean[0].tolist(), rel=1e-4, abs=1e-6)
+    vae("encode", run, "--split", "all", "-o", "c.npz")
+    with np.load("c.npz") as stored:
+        assert stored["files"].tolist() == [row["file"] for row in rows]
+        assert stored["class_name"].tolist() == ["a, b", "a, b", "z"]
+    one = rows_of(vae("encode", run, "d/z/img1.png", "-o", "-").out)
+    assert [(row["index"], row["file"]) for row in one] == [("0", "d/z/img1.png")]
+    wanted = codes.read_table("c.npz").latents(["z0", "z1", "z2"])
+    for lines in (text.splitlines(), text.splitlines()[1:]):
+        Path("c.csv").write_text("\n".join(lines))
+        np.testing.assert_allclose(codes.read_table("c.csv").latents(["z0", "z1", "z2"], ["class"]), wanted, rtol=1e-6)
 
 
 def test_encode_leaves_out_factors_that_are_not_known(vae: Vae) -> None:

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
 ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
 LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
+TEXT_COLUMN = re.compile(r"file|.*_name")  # of names: the file of an image, what a factor's value is called
 CACHE_BYTES = 2 << 30  # what the cache keeps, the files used last
 
 
@@ -295,9 +297,10 @@ def _drop_oldest(folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def to_npz(codes: Codes, index_N: Array) -> bytes:
+def to_npz(codes: Codes, index_N: Array, texts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> bytes:
     """`codes` and `logvar` (N, D) float32, `factors` (N, K), `index` (N,), `latent_names` and `factor_names`; what the
-    codes do not have is not there. `index_N` are the images' positions in their data set."""
+    codes do not have is not there. `index_N` are the images' positions in their data set, `texts` columns of
+    names (`file` is called `files` here)."""
     arrays: dict[str, Array] = {"codes": codes.mean_ND.astype(np.float32)}
     if codes.logvar_ND is not None:
         arrays["logvar"] = codes.logvar_ND.astype(np.float32)
@@ -306,13 +309,18 @@ def to_npz(codes: Codes, index_N: Array) -> bytes:
         arrays["factor_names"] = np.array(codes.factor_names, dtype=np.str_)
     arrays["index"] = index_N
     arrays["latent_names"] = np.array(codes.latent_names, dtype=np.str_)
+    for name, column in texts.items():
+        arrays["files" if name == "file" else name] = np.array(column, dtype=np.str_)
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)  # not compressed: float noise does not get smaller
     return stream.getvalue()
 
 
-def to_csv(codes: Codes, index_N: Array, rows: int = 4096) -> Iterator[bytes]:
-    """CSV, `rows` rows at a time: `index`, a column a latent, one a log-variance (`z0_logvar`), one a factor.
+def to_csv(
+    codes: Codes, index_N: Array, texts: Mapping[str, Sequence[str]] = MappingProxyType({}), rows: int = 4096
+) -> Iterator[bytes]:
+    """CSV, `rows` rows at a time: `index`, a column a latent, one a log-variance (`z0_logvar`), one a factor, and at
+    the end those of `texts` (see `TEXT_COLUMN`).
 
     Nine digits, which single precision needs to be read back exactly.
     """
@@ -326,11 +334,15 @@ def to_csv(codes: Codes, index_N: Array, rows: int = 4096) -> Iterator[bytes]:
         names += codes.factor_names
         columns.append(codes.factors_NK)
         formats += ["%d"] * k
-    yield f"{output.csv_lines([names])[0]}\n".encode()
-    line = ",".join(formats) + "\n"
+    yield f"{output.csv_lines([[*names, *texts]])[0]}\n".encode()
+    line = ",".join(formats)
     for start in range(0, len(codes), rows):
         lists = [column[start : start + rows].tolist() for column in columns]
-        yield "".join(line % tuple(v for part in row for v in part) for row in zip(*lists, strict=True)).encode()
+        lines = [line % tuple(v for part in row for v in part) for row in zip(*lists, strict=True)]
+        if texts:
+            ends = output.csv_lines(list(zip(*(t[start : start + rows] for t in texts.values()), strict=True)))
+            lines = [f"{numbers},{text}" for numbers, text in zip(lines, ends, strict=True)]
+        yield "".join(f"{text}\n" for text in lines).encode()
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -470,7 +482,18 @@ def _read_csv(data: bytes, name: str) -> Table:
         rows = lines if columns is None else lines[1:]
         if not rows:
             raise InputError(f"{name}: holds no codes, only the header")
-        values_NC = np.loadtxt(rows, delimiter=",", ndmin=2, comments=None, quotechar='"')
+        cells, last = csv.reader([rows[0], rows[-1]])
+        if columns is None:  # the names that `to_csv` puts at the end are numbers neither in the first row nor the last
+            count = len(cells)
+            while 1 < count <= len(last) and not _is_number(cells[count - 1]) and not _is_number(last[count - 1]):
+                count -= 1
+            numbers = list(range(count))
+        else:
+            numbers = [i for i, column in enumerate(columns) if not TEXT_COLUMN.fullmatch(column)]
+        wanted = None if len(numbers) == len(columns or cells) else numbers
+        values_NC = np.loadtxt(rows, delimiter=",", ndmin=2, comments=None, quotechar='"', usecols=wanted)
+        if columns is not None and wanted is not None:
+            columns = tuple(columns[i] for i in wanted)
     except UnicodeDecodeError:
         raise InputError(f"{name}: not a file of codes", "give .npz, .npy or CSV") from None
     except (ValueError, csv.Error) as error:

@@ -1,6 +1,7 @@
 """`vae encode`: images to codes."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -29,10 +30,11 @@ def run(
     force: bool,
     json: bool,
 ) -> None:
-    """Means, log-variances and true factors (as the data set numbers them) of image files or of a split.
+    """Means, log-variances and true factors (as the data set numbers them) of image files or of a split, beside the
+    names of the files and of the factors' values, where they have names.
 
-    `.npz` or `.csv` by the name's ending, `-` for CSV on stdout; `vaecli.codes` says what is in them. The index counts
-    images of the data set or, for files, the files given.
+    `.npz` or `.csv` by the name's ending, `-` for CSV on stdout; `analysis.codes` says what is in them. The index
+    counts images of the data set or, for files, the files given.
     """
     if images and n is not None:
         raise ConfigError("-n counts images of a split, but image files are given")
@@ -52,10 +54,11 @@ def run(
     labels_NK, _ = code_files.known_factors(view, count)
     codes = replace(codes, factors_NK=labels_NK)
     index_N = view.indices[:count].cpu().numpy()
+    texts = _texts(view, codes, index_N)
     if name.lower().endswith(".npz"):
-        _artifact.write(output, DEFAULT_NAME, code_files.to_npz(codes, index_N), force)
+        _artifact.write(output, DEFAULT_NAME, code_files.to_npz(codes, index_N, texts), force)
     else:
-        _write_csv(name, codes, index_N, force)
+        _write_csv(name, codes, index_N, texts, force)
     record = {
         "checkpoint": str(loaded.path), "step": loaded.step, "n": count,
         "source": "files" if images else f"{view.dataset.info.name} {view.name}",
@@ -75,13 +78,28 @@ def _files(loaded: Loaded, paths: list[str]) -> SplitView:
     x_NCHW = torch.stack(images)
     source = {"kind": "files", "sha256": hashlib.sha256(x_NCHW.numpy().tobytes()).hexdigest()}
     info = replace(loaded.info, name="files", source=source, factor_names=(), factor_sizes=())
-    return Dataset(info, Floats(x_NCHW), None, {}).split("all")
+    return Dataset(info, Floats(x_NCHW), None, {}, files=paths).split("all")
 
 
-def _write_csv(name: str, codes: code_files.Codes, index_N: code_files.Array, force: bool) -> None:
+def _texts(view: SplitView, codes: code_files.Codes, index_N: code_files.Array) -> dict[str, list[str]]:
+    """What has a name: as `file` the file of each image, as `FACTOR_name` what the value of a factor is called."""
+    texts: dict[str, list[str]] = {}
+    if view.dataset.files is not None:
+        texts["file"] = [view.dataset.files[i] for i in index_N.tolist()]
+    info = view.dataset.info
+    for name, values in zip(info.factor_names, info.value_names, strict=False):
+        if values and name in codes.factor_names and codes.factors_NK is not None:
+            column_N = codes.factors_NK[:, codes.factor_names.index(name)]
+            texts[f"{name}_name"] = [values[v] for v in column_N.tolist()]
+    return texts
+
+
+def _write_csv(
+    name: str, codes: code_files.Codes, index_N: code_files.Array, texts: Mapping[str, list[str]], force: bool
+) -> None:
     parts = []
     with streams.progress("writing", len(codes)) as advance:
-        for part in code_files.to_csv(codes, index_N):
+        for part in code_files.to_csv(codes, index_N, texts):
             if name == "-":
                 streams.result_bytes(part)
             else:

@@ -37,7 +37,7 @@ def run(
     """
     if not images and n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
-    path = _artifact.check(output, "reconstructions.png", force, json)
+    path = _artifact.check(output, "reconstructions.png", force, json, endings=(".png",))
     loaded = checkpoints.load(checkpoint, devices.pick(device))
     if not loaded.model.inferred:
         raise ConfigError(f"{loaded.config.model.name} infers no latents from an image, and so cannot reconstruct it")

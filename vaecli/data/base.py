@@ -155,6 +155,7 @@ class Dataset:
 
     `splits` has `train`, and `val` and `test` where images are held out. Its indices are in random order (a first
     part is a fair sample), but for a published test set, which keeps the published order, as `all` does.
+    `files` names the file that each image is from, within the folder of the set; None where images have none.
     """
 
     info: DataInfo
@@ -162,6 +163,7 @@ class Dataset:
     labels: Tensor | None
     splits: dict[str, Tensor]
     labelled: int | float | dict[str, int | float] | None = None
+    files: Sequence[str] | None = None
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Moves images, labels and indices; in place and returning itself, as a module does."""
@@ -333,6 +335,7 @@ def assemble(
     value_names: Sequence[Sequence[str]] = (),
     binary: bool,
     source: dict[str, Any],
+    files: Sequence[str] | None = None,
     val: int = 0,
     test: int = 0,
 ) -> Dataset:
@@ -372,7 +375,7 @@ def assemble(
         binary=binary,
         source=source,
     )
-    return Dataset(info, images, labels_NK, splits, config.labelled)
+    return Dataset(info, images, labels_NK, splits, config.labelled, files)
 
 
 def _check_labelled(

@@ -150,6 +150,7 @@ def load(config: Config) -> Dataset:
         value_names=(classes,) if classes else (),
         binary=binary,
         source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
+        files=[os.path.relpath(path, root) for path in good],
         val=counts[1],
         test=counts[2],
     )
