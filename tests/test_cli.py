@@ -80,9 +80,11 @@ def test_listings(vae: Callable[..., Result]) -> None:
     assert {"dsprites", "mnist", "fashion-mnist", "folder", "array", "squares"} <= set(
         vae("datasets", "-q").out.split()
     )
-    for listing in ("presets", "models", "datasets"):
-        entries = json.loads(vae(listing, "--json").out)
-        assert all(entry["name"] and len(entry["summary"]) > 10 for entry in entries)
+    for listing in ("presets", "models", "datasets", "metrics"):
+        record = json.loads(vae(listing, "--json").out)
+        assert record["schema"] == 1
+        entries = record[listing]
+        assert len(entries) > 3 and all(entry["name"] and len(entry["summary"]) > 10 for entry in entries)
         assert vae(listing).out.splitlines()[0] == "name\tsummary"
 
 

@@ -132,6 +132,17 @@ def test_directions() -> None:
 # --------------------------------------------------------------------------------------------------------- the command
 
 
+def test_a_run_that_cannot_be_used_is_left_out_and_told(
+    vae: Vae, seeds: list[str], measured: list[dict[str, Any]]
+) -> None:
+    Path("runs/young/checkpoints").mkdir(parents=True)
+    shutil.copy(Path(seeds[0]) / "run.json", "runs/young/run.json")
+    done = vae("compare", seeds[0], "runs/young", seeds[1], "--json")
+    assert done.code == 3 and [group["runs"] for group in json.loads(done.out)["groups"]] == [["b4-0"], ["b1"]]
+    assert "runs/young: this run holds no checkpoint yet; left out" in done.err and "left out: runs/young" in done.err
+    assert vae("compare", "runs/young", "--json").out == ""
+
+
 def test_compare_json(vae: Vae, seeds: list[str], measured: list[dict[str, Any]]) -> None:
     done = vae("compare", *seeds, "--metrics", "mig", "--limit", 20, "--seed", 7, "--json")
     assert done.code == 0, done.err

@@ -243,6 +243,18 @@ def test_decode_writes_grid_folder_and_bytes(vae: Vae, tiny_run: Path, loaded: L
     assert vae("decode", tiny_run, "z.npy", "-o", "-").raw == Path("decoded.png").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.jpg", "a.csv"])
+def test_endings_that_are_not_written_are_refused_before_the_work(vae: Vae, tiny_run: Path, name: str) -> None:
+    vae("encode", tiny_run, "-n", 2, "-q")
+    for command in (("sample", tiny_run, "-n", 2), ("decode", tiny_run, "codes.npz"), ("reconstruct", tiny_run)):
+        done = vae(*command, "-o", name)
+        assert done.code == 2 and "no such kind of file" in done.err and not Path(name).exists()
+    assert vae("report", tiny_run, "-o", "r.pdf").code == 2
+    assert vae("sample", tiny_run, "-n", 2, "-o", "a.NPZ").code == 0
+    with np.load("a.NPZ") as stored:
+        assert stored["images"].shape[0] == 2
+
+
 def test_decode_refusals(vae: Vae, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("wide.npy", np.zeros((2, 5)))
     np.save("nan.npy", np.array([[0.0, 0, 0], [0, np.nan, 0]]))

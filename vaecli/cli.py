@@ -448,9 +448,9 @@ def info(checkpoint: Checkpoint, json: Json = False) -> None:
     command.run(checkpoint, json)
 
 
-def _listing(entries: list[tuple[str, str]], quiet: bool, json: bool) -> None:
+def _listing(kind: str, entries: list[tuple[str, str]], quiet: bool, json: bool) -> None:
     if json:
-        output.result_json([{"name": name, "summary": summary} for name, summary in entries])
+        output.result_json({"schema": 1, kind: [{"name": name, "summary": summary} for name, summary in entries]})
     elif quiet:
         for name, _ in entries:
             output.result(name)
@@ -461,25 +461,40 @@ def _listing(entries: list[tuple[str, str]], quiet: bool, json: bool) -> None:
 @app.command("presets")
 def list_presets(quiet: Quiet = False, json: Json = False) -> None:
     """List the presets."""
-    _listing([(name, presets.summary(path)) for name, path in presets.paths().items()], quiet, json)
+    _listing("presets", [(name, presets.summary(path)) for name, path in presets.paths().items()], quiet, json)
 
 
 @app.command("models")
 def list_models(quiet: Quiet = False, json: Json = False) -> None:
     """List the models."""
-    _listing([(name, registry.summary("model", name)) for name in registry.names("model")], quiet, json)
+    _listing("models", [(name, registry.summary("model", name)) for name in registry.names("model")], quiet, json)
 
 
 @app.command("datasets")
-def list_datasets(quiet: Quiet = False, json: Json = False) -> None:
-    """List the data sets."""
-    _listing([(name, registry.summary("dataset", name)) for name in registry.names("dataset")], quiet, json)
+def list_datasets(
+    name: Annotated[
+        str | None, typer.Argument(help="A name, folder:PATH or array:FILE.", autocompletion=_datasets)
+    ] = None,
+    sets: Sets = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List the data sets; or look through one: images, factors, mean pixel, variance, a hash of every frame."""
+    if name is not None:
+        output.configure(quiet)
+        from vaecli.commands import datasets as command
+
+        command.show(name, sets or [], json)
+        return
+    if sets:
+        raise ConfigError("--set is for a data set", "vae datasets NAME --set data.KEY=VALUE")
+    _listing("datasets", [(name, registry.summary("dataset", name)) for name in registry.names("dataset")], quiet, json)
 
 
 @app.command("metrics")
 def list_metrics(quiet: Quiet = False, json: Json = False) -> None:
     """List the disentanglement metrics."""
-    _listing([(name, registry.summary("metric", name)) for name in registry.names("metric")], quiet, json)
+    _listing("metrics", [(name, registry.summary("metric", name)) for name in registry.names("metric")], quiet, json)
 
 
 @config_app.command("show")

@@ -126,7 +126,7 @@ def check_images(output: str | None, default_name: str, n: int, force: bool, jso
     """As `check`, for `n` images; a name that ends in a slash, or a folder that exists, gets a PNG file for each."""
     folder = _folder(output)
     if folder is None:
-        check(output, default_name, force, json)
+        check(output, default_name, force, json, endings=(".png", ".npz"))
     elif folder.is_dir():
         taken = [name for i in range(n) if (folder / (name := f"{i:05d}.png")).exists()]
         if taken and not force:
@@ -156,7 +156,7 @@ def write_images(
     if folder is not None:
         _write_folder(folder, chunks, advance)
         return str(folder)
-    packed = output is not None and output.endswith(".npz")
+    packed = output is not None and output.lower().endswith(".npz")
     if not packed:
         columns = figures.columns_for(n, *shape[1:])
         figures.check_size(-(-n // columns), columns, *shape[1:])

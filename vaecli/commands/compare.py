@@ -19,7 +19,7 @@ from vaecli.analysis import metrics
 from vaecli.analysis.codes import Codes
 from vaecli.commands import _side_by_side
 from vaecli.commands._groups import Column, Run, best_of, summarised
-from vaecli.errors import ConfigError
+from vaecli.errors import ConfigError, InputError
 from vaecli.training import checkpoint as checkpoints
 
 IMAGES_OF_SEVERAL = 10_000  # a metric of several models gets so many images of each
@@ -48,14 +48,14 @@ def run(
 
     A metric of several models (`udr`) is taken over the runs of a row. The best mean of a column is marked on a
     terminal; in a pipe, and with `csv`, mean and standard deviation have columns of their own. `json` has the values
-    of every run too.
+    of every run too. InputError, after the output, where a run could not be used, as one that has not saved yet.
     """
     names = metrics.chosen(metrics_text, several=True)
     several = [name for name in names if getattr(registry.load("metric", name), "SEVERAL", False)]
     alone = [name for name in names if name not in several]
     lenient = "all" in (metrics_text or "").split(",")
     columns = [*TOTALS, *(Column(name, name, 3, _direction(name)) for name in names)]
-    runs = _read(paths)
+    runs, unusable = _read(paths)
     grouped = _grouped(runs)
     together = {run.file for members in grouped if several and len(members) > 1 for run in members}
     picked = devices.pick(device)
@@ -85,27 +85,41 @@ def run(
     else:
         headings, rows = _side_by_side.flat(groups, columns, "n/a")
         streams.table(headings, rows)
+    if unusable:
+        raise InputError(f"left out: {', '.join(unusable)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-def _read(paths: Sequence[str]) -> list[Run]:
-    """What the checkpoints are, from their headers alone: a wrong path costs no time. The same file counts once."""
+def _read(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """What the checkpoints are, from their headers alone, and the paths that cannot be used, each of them warned of.
+    The same file counts once. InputError where none can be used."""
     runs: dict[Path, Run] = {}
+    problems: list[InputError] = []
+    unusable: list[str] = []
     for given in paths:
-        file = checkpoints.resolve(given)
+        try:
+            file = checkpoints.resolve(given)
+            config, info, step = checkpoints.read_config(file, checkpoints.read_header(file)[0])
+        except InputError as error:
+            problems.append(error)
+            unusable.append(given)
+            continue
         same = file.resolve()
         if same in runs:
             streams.notice(f"{given}: is {runs[same].given}, already in the comparison")
-            continue
-        config, info, step = checkpoints.read_config(file, checkpoints.read_header(file)[0])
-        runs[same] = Run(given, file, config, info, step)
+        else:
+            runs[same] = Run(given, file, config, info, step)
+    if problems and not runs:
+        raise problems[0]
+    for problem in problems:
+        streams.warning(f"{problem.message}; left out of the comparison")
     short = [_short_name(run) for run in runs.values()]
     counts = Counter(short)
     for run, name in zip(runs.values(), short, strict=True):
         run.name = name if counts[name] == 1 else run.given
-    return list(runs.values())
+    return list(runs.values()), unusable
 
 
 def _short_name(run: Run) -> str:

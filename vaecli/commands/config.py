@@ -13,7 +13,7 @@ def show(preset: str | None, config_file: str | None, sets: list[str], origin: b
     tree = resolve(with_default(Layers(preset, config_file, {}, sets)))
     config = configs.build(tree)
     if json:
-        output.result_json(config.to_tree())
+        output.result_json({"schema": 1, "config": config.to_tree()})
     elif origin:
         for key, value in configs.flat(config.to_tree()):
             output.result(f"{key} = {value}  # {tree.origin(tuple(key.split('.')), exact=True) or 'default'}")

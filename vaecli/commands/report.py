@@ -35,7 +35,6 @@ RECORDED = {
     "vaecli": "vae", "python": "Python", "torch": "torch", "cuda": "CUDA", "platform": "system", "device": "device",
     "preset": "preset", "status": "state of the run", "started": "started",
 }  # fmt: skip
-VALUE_NAMES = {"dsprites": {"shape": ("square", "ellipse", "heart")}}
 
 
 def run(
@@ -53,7 +52,7 @@ def run(
 
     With `json` stdout has the record of `vae analyze --json` and the page's path; else the path alone.
     """
-    path = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
+    path = _artifact.check(output, DEFAULT_NAME, force, json, text=True, endings=(".html", ".htm"))
     names = metric_driver.chosen(metrics)
     loaded = checkpoints.load(checkpoint, devices.pick(device))
     dataset = data.load(loaded.config.data, loaded.info)
@@ -77,7 +76,7 @@ def gather(analysed: Analysis, command: str) -> html.Content:
     if codes_ is None and analysed.verdict.name != "not finite" and loaded.model.inferred:
         with streams.progress("encoding", min(stats.n, ENCODED)) as advance:
             codes_ = codes.encode(loaded, analysed.view, min(stats.n, ENCODED), advance=advance)
-    if any(part.usage is not None for part in stats.parts):
+    if not analysis.are_numbers(stats).all():
         codes_ = None  # means of indices would say nothing
     folder = run_folder(loaded.path)
     active = [d for d in stats.order() if stats.status(d) in ("active", "varies")]
@@ -112,7 +111,9 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         samples_from=why,
         traversals=traversals,
         codes=codes_,
-        value_names=VALUE_NAMES.get(source.name, {}),
+        # A checkpoint of an earlier version does not know them.
+        value_names=dict(zip(source.factor_names, analysed.dataset.info.value_names, strict=False)),
+        leak=analysed.diagnosis.get("leak"),
         diagnosis={
             what: text.replace("+-", "±")
             for what, text in (tables.diagnosis_rows(analysed.diagnosis) if analysed.diagnosis else ())

@@ -259,6 +259,11 @@ def resolve(path: str | Path) -> Path:
         if complete:
             output.warning(f"{folder / 'latest'} does not lead to a checkpoint; using {complete[0].name}")
             return complete[0] / MODEL_FILE
+        if safe_files.is_plain(path / "run.json"):
+            raise CheckpointError(
+                f"{path}: this run holds no checkpoint yet",
+                "one is saved every `train.save_every` steps, and when the run ends or is stopped",
+            )
         raise CheckpointError(
             f"{path}: holds no checkpoint", "give a run directory, a step directory or a .safetensors file"
         )
