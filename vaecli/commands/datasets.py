@@ -1,0 +1,69 @@
+"""`vae datasets NAME`: what a data set holds, with a hash of all its images."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from vaecli import config as configs
+from vaecli import data, output
+from vaecli.commands.train import Layers, resolve
+from vaecli.data.base import Dataset
+
+ENTRIES = 2**24  # pixels looked at together
+
+
+def show(spec: str, sets: list[str], json: bool) -> None:
+    """Sizes, factors, splits and source of a data set, its mean pixel and variance, and a hash of every frame.
+
+    ConfigError and InputError as `vae train` has them.
+    """
+    layers = Layers(flags={"data.name": ("NAME", spec)}, sets=sets)
+    dataset = data.load(configs.build(resolve(layers)).data)
+    info = dataset.info
+    record: dict[str, Any] = {
+        "name": info.name,
+        "images": len(dataset.images),
+        "shape": list(info.shape),
+        "binary": info.binary,
+        "factors": dict(zip(info.factor_names, info.factor_sizes, strict=True)),
+        "splits": {name: len(index) for name, index in dataset.splits.items()},
+        "source": info.source,
+        **numbers(dataset),
+    }
+    if json:
+        output.result_json({"schema": 1, **record})
+    else:
+        output.table(("", info.name), [[key, _text(value)] for key, value in list(record.items())[1:]], left=2)
+
+
+def numbers(dataset: Dataset) -> dict[str, Any]:
+    """Over all images: mean pixel; variance, summed over the pixels; sha256 of the frames as bytes 0 to 255, (H, W, C)
+    each, one after the other."""
+    pixels, n = dataset.info.pixels, len(dataset.images)
+    sum_P, squares = torch.zeros(pixels, dtype=torch.float64), 0.0
+    digest = hashlib.sha256()
+    with output.progress("reading", n) as advance:
+        for index in torch.split(torch.arange(n), max(1, ENTRIES // pixels)):
+            x_BCHW = dataset.images.gather(index)
+            sum_P += x_BCHW.flatten(1).sum(dim=0, dtype=torch.float64)
+            squares += float(x_BCHW.square().sum(dtype=torch.float64))
+            frames_BHWC = (x_BCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            digest.update(frames_BHWC.numpy().data)
+            advance(len(index))
+    mean_P = sum_P / n
+    return {
+        "mean_pixel": float(mean_P.mean()),
+        "total_variance": squares / n - float(mean_P.square().sum()),
+        "frames_sha256": digest.hexdigest(),
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
