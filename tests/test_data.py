@@ -1,9 +1,11 @@
 """Data sources: stores, splits, the training stream, files of all kinds, downloads."""
 
+import dataclasses
 import hashlib
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -825,3 +827,55 @@ def test_fetch_waits_for_the_first_process_and_uses_its_file(tmp_path, monkeypat
         assert _fetch.fetch([URL], target, SHA256, len(CONTENT)).read_text() == "theirs"
     assert asked == []
     assert "waiting for another download" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- held out by content
+
+
+def _squares_in(root, shades):
+    root.mkdir(exist_ok=True)
+    for shade in shades:
+        Image.fromarray(np.full((6, 6), shade, np.uint8)).save(root / f"{shade:03d}.png")
+
+
+def _held_out(dataset):
+    """The grey levels of the images in `val`; each image has one."""
+    return {round(255 * float(x.max())) for x in dataset.split("val").take(1000).x_BCHW}
+
+
+def test_what_is_held_out_stays_so_whatever_is_added_renamed_or_copied(tmp_path):
+    root = tmp_path / "d"
+    _squares_in(root, range(10, 110))
+    config = folder.Config(name="folder", path=str(root), range="dtype")
+    first = data.load(config)
+    before = _held_out(first)
+    assert len(before) == 10 and len(first.splits["train"]) == 90
+    _squares_in(root, range(110, 150))
+    for shade in sorted(before)[:3] + sorted(set(range(10, 110)) - before)[:3]:
+        shutil.copy(root / f"{shade:03d}.png", root / f"copy-{shade}.png")
+    os.rename(root / "050.png", root / "zzz.png")
+    again = data.load(config, first.info)
+    assert _held_out(again) & set(range(10, 110)) == before
+    copies = [again.files[i] for i in again.splits["val"].tolist() if again.files[i].startswith("copy")]
+    assert sorted(copies) == sorted(f"copy-{shade}.png" for shade in sorted(before)[:3])
+    # By position, as runs from before, the added images would have moved others.
+    old = dataclasses.replace(first.info, source={**first.info.source, "held_below": "position"})
+    assert _held_out(data.load(config, old)) & set(range(10, 110)) != before
+
+
+def test_equal_images_are_on_one_side(tmp_path):
+    images = np.repeat(np.arange(20, dtype=np.uint8)[:, None, None] * 12, 5, axis=0) * np.ones((100, 4, 4), np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    found = data.load(array.Config(name="array", path=str(tmp_path / "a.npy")))
+    train, val = (set(found.split(name).take(100).x_BCHW[:, 0, 0, 0].tolist()) for name in ("train", "val"))
+    assert not train & val and len(val) == 2
+    np.save(tmp_path / "b.npy", np.full((8, 4, 4), 7, np.uint8))
+    alike = data.load(array.Config(name="array", path=str(tmp_path / "b.npy")))
+    assert "val" not in alike.splits and len(alike.splits["train"]) == 8
+
+
+@pytest.mark.parametrize("stored", ["7", 7, "g" * 16, ["0" * 16], "0" * 17, "POSITION"])
+def test_a_damaged_division_is_refused(stored):
+    info = DataInfo("folder", (1, 4, 4), 3, source={"held_below": stored})
+    with pytest.raises(InputError, match="division of the data stored with the model is damaged"):
+        data.division_of(info)

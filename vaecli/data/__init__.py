@@ -1,6 +1,7 @@
 """The data sources, one file each. A new file here is a new source: it defines `Config` and `load(config)`."""
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from vaecli import output, registry
@@ -59,11 +60,24 @@ def range_of(info: "DataInfo", before: str = "dtype") -> Any:
     return wanted
 
 
+def division_of(info: "DataInfo") -> str:
+    """How the images of a model were divided into those to train on and those held out, as `assemble` asks for it.
+
+    InputError where what is stored is none: it is a stranger's.
+    """
+    from vaecli.data.base import BY_POSITION, DIVISION
+
+    stored = info.source.get(DIVISION, BY_POSITION)
+    if stored != BY_POSITION and not (isinstance(stored, str) and re.fullmatch(r"[0-9a-f]{16}", stored)):
+        raise InputError("the division of the data stored with the model is damaged")
+    return str(stored)
+
+
 def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset":
     """The data set that a checked configuration describes, in memory.
 
-    `trained_on`: what a model was trained on, by whose range of values files and arrays are read again; InputError if
-    the images now have another shape, a warning if they are others.
+    `trained_on`: what a model was trained on, by whose range of values files and arrays are read again, and divided by
+    its bound; InputError if the images now have another shape, a warning if they are others.
 
     ConfigError for options that do not fit the data, InputError for files that cannot be used, MachineError for want
     of memory, disk or network.
@@ -72,6 +86,7 @@ def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset
         # Before the range was kept, folders were read by the whole range of a type.
         before = "dtype" if config.name == "folder" else "auto"
         config = config.model_copy(update={"range": range_of(trained_on, before)})
+        config._division = division_of(trained_on)
     dataset: Dataset = registry.load("dataset", config.name).load(config)
     if trained_on is not None:
         if dataset.info.shape != trained_on.shape:

@@ -18,7 +18,7 @@ import torch
 
 from vaecli import output
 from vaecli.data import _range
-from vaecli.data.base import Dataset, assemble, chunks, require_memory, store
+from vaecli.data.base import Dataset, assemble, chunks, content_keys, require_memory, store
 from vaecli.errors import InputError
 
 IMAGES = ("images", "imgs", "x")
@@ -60,6 +60,7 @@ def load(config: Config) -> Dataset:
         factor_sizes=[] if labels_NK is None else [int(size) + 1 for size in labels_NK.amax(dim=0)],
         value_names=value_names,
         binary=binary,
+        content_N=content_keys(images_NCHW),
         source={"kind": "array", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
     )
 

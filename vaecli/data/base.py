@@ -3,6 +3,7 @@
 Shapes: N images of the set, B batch, C H W image, K factors, P packed bytes of an image.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
@@ -31,7 +32,8 @@ _SPLIT_SEED = 20_170_424  # fixed: which images are held out must not depend on 
 class DataConfig(Section):
     """The options that every source honours.
 
-    `holdout`   images kept out of training as the split `val`: a fraction in [0, 1) or a count.
+    `holdout`   images kept out of training as the split `val`: a fraction in [0, 1) or a count. Of files and arrays,
+                which people add to, rename and copy, an image's content decides; see `assemble`.
     `limit`     train on no more than this many images, a fixed random subset.
     `labelled`  how many of the known labels of training images an objective may see, a fraction or a count of them, or
                 null for all; as a mapping from factors to such numbers, of each factor by itself (others: none).
@@ -41,6 +43,12 @@ class DataConfig(Section):
     holdout: Holdout = 0.1
     limit: PositiveInt | None = None
     labelled: Labelled | dict[str, Labelled] | None = None
+
+    _division: str | None = PrivateAttr(default=None)  # what `DIVISION` in a model's source says of its training
+
+
+DIVISION = "held_below"  # of a source: the content key (hexadecimal) below which images are held out
+BY_POSITION = "position"  # the division of runs from before content decided
 
 
 class Store(Protocol):
@@ -126,6 +134,16 @@ class Bits(_Store):
         bytes_BP = self._select(index_B)
         pixels = self._table.index_select(0, bytes_BP.flatten().int()).view(len(bytes_BP), -1)
         return pixels[:, : math.prod(self.shape)].reshape(-1, *self.shape)
+
+
+def content_keys(images_NCHW: np.ndarray[Any, Any]) -> Tensor:
+    """For each image a number that its values alone decide, as if drawn evenly from 0 to 2**63 - 1; int64 (N,)."""
+    keys = [
+        int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "big") >> 1
+        for part in chunks(images_NCHW)
+        for image in np.ascontiguousarray(part)
+    ]
+    return torch.tensor(keys, dtype=torch.int64)
 
 
 def _image_shape(data_NCHW: Tensor) -> tuple[int, int, int]:
@@ -336,11 +354,16 @@ def assemble(
     binary: bool,
     source: dict[str, Any],
     files: Sequence[str] | None = None,
+    content_N: Tensor | None = None,
     val: int = 0,
     test: int = 0,
 ) -> Dataset:
     """The data set with its splits; the last `test` images are a published test set, the `val` before them are held out
     in place of `holdout`.
+
+    With `content_N` (`content_keys`) those are held out whose key is below a bound, which the source remembers: images
+    that come later, and copies, fall where their content belongs, and none that was trained on is ever held out. Equal
+    images stay together, so there may be fewer than asked for.
 
     ConfigError where `holdout` leaves nothing to train on or `labelled` does not fit.
     """
@@ -350,7 +373,15 @@ def assemble(
         held = min(held, n - 1)  # a fraction never takes the only image
     if held >= n:
         raise ConfigError(f"data.holdout is {held:,}, but there are only {n:,} images", "hold out fewer images")
-    order = torch.randperm(n, generator=generator("split", _SPLIT_SEED))
+    if content_N is None or config._division == BY_POSITION:
+        order = torch.randperm(n, generator=generator("split", _SPLIT_SEED))
+    else:
+        order = content_N[:n].argsort(stable=True)
+        below = int(content_N[order[held]]) if held else 0
+        if config._division is not None:
+            below = int(config._division, 16)
+        held = int((content_N[:n] < below).sum())
+        source = {**source, DIVISION: f"{below:016x}"}
     splits = {"train": order[held:][: config.limit]}
     if held:
         splits["val"] = order[:held]

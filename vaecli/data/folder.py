@@ -37,7 +37,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
 from vaecli.data import _range
-from vaecli.data.base import Dataset, assemble, require_memory, store
+from vaecli.data.base import Dataset, assemble, content_keys, require_memory, store
 from vaecli.errors import InputError, MachineError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -150,6 +150,7 @@ def load(config: Config) -> Dataset:
         value_names=(classes,) if classes else (),
         binary=binary,
         source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
+        content_N=content_keys(images_NCHW),
         files=[os.path.relpath(path, root) for path in good],
         val=counts[1],
         test=counts[2],

@@ -15,7 +15,7 @@ from vaecli import data, device, models, output
 from vaecli.config import RunConfig
 from vaecli.config.tree import Tree
 from vaecli.data.base import Dataset, SplitView
-from vaecli.errors import ConfigError, VaeError
+from vaecli.errors import ConfigError, InputError, VaeError
 from vaecli.models.base import Model
 from vaecli.speed import graph
 from vaecli.training import banner, checkpoint, placing, rundir, seeds, trainer
@@ -173,6 +173,8 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
         output.notice(f"would resume {run_path} at step {loaded.step:,}")
         return banner.dry_run(config, where, run_path)
     dataset = placing.to_device(data.load(config.data, loaded.info), where)
+    if not len(dataset.splits["train"]):
+        raise InputError(f"{config.data.name}: none of the images that there are now is one to train on")
     model = placing.ready(loaded.model, config, where)
     banner.check(model, config, dataset)
     state = TrainState.fresh(model, config)
