@@ -107,6 +107,13 @@ Sets = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", autocompletion=_devices)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices, no progress.")]
+DataAt = Annotated[
+    str | None,
+    typer.Option(
+        "--data", "-d", help="Data in place of the model's own: where its images are now, or others.",
+        autocompletion=_datasets,
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Out = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; `-` is stdout.")]
@@ -230,6 +237,7 @@ def traverse(
     ] = "prior",
     out: Out = None,
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -239,17 +247,20 @@ def traverse(
     output.configure(quiet)
     from vaecli.commands import traverse as command
 
-    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level)
+    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data_at=data)
 
 
 @app.command()
 def reconstruct(
     checkpoint: Checkpoint,
-    images: Annotated[list[str] | None, typer.Argument(help="Image files; default: images of --split.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Image files, or a folder, .npz or .npy; default: images of --split.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     n: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many images of the split.")] = 16,
     out: Out = None,
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -259,7 +270,7 @@ def reconstruct(
     output.configure(quiet)
     from vaecli.commands import reconstruct as command
 
-    command.run(checkpoint, images or [], split, n, out, seed, device, force, json)
+    command.run(checkpoint, images or [], split, n, out, seed, device, force, json, data_at=data)
 
 
 @app.command()
@@ -279,6 +290,7 @@ def analyze(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -290,7 +302,9 @@ def analyze(
         raise ConfigError("--json and --csv: give one of them")
     from vaecli.commands import analyze as command
 
-    command.run(checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv)
+    command.run(
+        checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data_at=data
+    )
 
 
 @app.command()
@@ -301,6 +315,7 @@ def report(
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -310,7 +325,7 @@ def report(
     output.configure(quiet)
     from vaecli.commands import report as command
 
-    command.run(checkpoint, out, split, limit, metrics, seed, device, force, json)
+    command.run(checkpoint, out, split, limit, metrics, seed, device, force, json, data_at=data)
 
 
 @app.command()
@@ -320,6 +335,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -331,7 +347,7 @@ def compare(
         raise ConfigError("--json and --csv: give one of them")
     from vaecli.commands import compare as command
 
-    command.run(checkpoints, split, limit, metrics, seed, device, json, csv)
+    command.run(checkpoints, split, limit, metrics, seed, device, json, csv, data_at=data)
 
 
 @app.command()
@@ -346,6 +362,7 @@ def density(
     limit: Annotated[int | None, typer.Option(min=2, help="Only LIMIT images of the split.")] = None,
     max_time: Annotated[str | None, typer.Option("--max-time", metavar="90s", help="Ends a long fit.")] = None,
     seed: Seed = 0,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -355,7 +372,9 @@ def density(
     output.configure(quiet)
     from vaecli.commands import density as command
 
-    command.run(checkpoint, fit, components, settings or [], split, limit, max_time, seed, device, force, json)
+    command.run(
+        checkpoint, fit, components, settings or [], split, limit, max_time, seed, device, force, json, data_at=data
+    )
 
 
 @app.command()
@@ -384,11 +403,14 @@ def reproduce(
 @app.command()
 def encode(
     checkpoint: Checkpoint,
-    images: Annotated[list[str] | None, typer.Argument(help="Image files; default: images of --split.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Image files, or a folder, .npz or .npy; default: images of --split.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of the split.")] = None,
     out: Out = None,
     batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -398,7 +420,7 @@ def encode(
     output.configure(quiet)
     from vaecli.commands import encode as command
 
-    command.run(checkpoint, images or [], split, n, out, batch_size, device, force, json)
+    command.run(checkpoint, images or [], split, n, out, batch_size, device, force, json, data_at=data)
 
 
 @app.command()
@@ -427,6 +449,7 @@ def interpolate(
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Images, with both ends.")] = 11,
     spherical: Annotated[bool, typer.Option("--spherical/--linear", help="Along a great circle, or straight.")] = False,
     out: Out = None,
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -436,7 +459,7 @@ def interpolate(
     output.configure(quiet)
     from vaecli.commands import interpolate as command
 
-    command.run(checkpoint, a, b, steps, spherical, out, device, force, json)
+    command.run(checkpoint, a, b, steps, spherical, out, device, force, json, data_at=data)
 
 
 @app.command()

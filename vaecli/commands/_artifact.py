@@ -203,6 +203,17 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
         streams.result_path(name)
 
 
+def whole_set(images: list[str]) -> str | None:
+    """The data set that is given in place of image files: the one folder, .npz or .npy; None where they are files.
+
+    ConfigError where one stands among files.
+    """
+    sets = [path for path in images if os.path.isdir(path) or path.lower().endswith((".npz", ".npy"))]
+    if sets and len(images) > 1:
+        raise ConfigError(f"{sets[0]}: a whole set is given alone, or image files without it")
+    return sets[0] if sets else None
+
+
 def read_image(path: str, info: DataInfo) -> Tensor:
     """An image file as float32 (C, H, W) in [0, 1], of the shape and by the range of values of a model's images.
 

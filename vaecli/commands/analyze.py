@@ -28,6 +28,7 @@ def run(
     device: str = "auto",
     json: bool = False,
     csv: bool = False,
+    data_at: str | None = None,
 ) -> None:
     """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
@@ -52,7 +53,7 @@ def run(
     if checkpoint.lower().endswith(".npz"):
         found = _of_codes(checkpoint, split, limit, names, diagnose, seed, lenient)
     else:
-        loaded = checkpoints.load(checkpoint, devices.pick(device))
+        loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
         dataset = data.load(loaded.config.data, loaded.info)
         found = analysis.analyze(
             loaded, dataset, split, limit, metric_names=names, diagnose=diagnose, batch_size=batch_size, seed=seed,
@@ -163,6 +164,9 @@ def _rest(
     if found.diagnosis:
         rows = tables.diagnosis_rows(found.diagnosis)
         streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, left=2)
+        if (leaks := found.diagnosis.get("leak")) is not None:
+            table = tables.leak_table(leaks, found.latents)
+            streams.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=to_stderr)
     if found.results and with_metrics:
         streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr)
     for result in found.results:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def run(
     device: str,
     json: bool,
     csv: bool,
+    data_at: str | None = None,
 ) -> None:
     """One row for all runs of one configuration, step and data set, whatever their seeds: ELBO, reconstruction, KL,
     active units and the headline of each metric, and the settings in which the rows differ.
@@ -55,7 +57,7 @@ def run(
     alone = [name for name in names if name not in several]
     lenient = "all" in (metrics_text or "").split(",")
     columns = [*TOTALS, *(Column(name, name, 3, _direction(name)) for name in names)]
-    runs, unusable = _read(paths)
+    runs, unusable = _read(paths, data_at)
     grouped = _grouped(runs)
     together = {run.file for members in grouped if several and len(members) > 1 for run in members}
     picked = devices.pick(device)
@@ -92,7 +94,7 @@ def run(
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-def _read(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], list[str]]:
     """What the checkpoints are, from their headers alone, and the paths that cannot be used, each of them warned of.
     The same file counts once. InputError where none can be used."""
     runs: dict[Path, Run] = {}
@@ -102,6 +104,8 @@ def _read(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
         try:
             file = checkpoints.resolve(given)
             config, info, step = checkpoints.read_config(file, checkpoints.read_header(file)[0])
+            if data_at is not None:
+                config = replace(config, data=data.elsewhere(config.data, info, data_at))
         except InputError as error:
             problems.append(error)
             unusable.append(given)

@@ -21,13 +21,14 @@ BATCH = 512
 def run(
     checkpoint: str, fit: str | None, components: int | None, settings: list[str], split: str, limit: int | None,
     max_time: str | None, seed: int, device: str, force: bool, json: bool,
+    data_at: str | None = None,
 ) -> None:  # fmt: skip
     """Fit the density `fit` to codes of a split and store it beside the weights; without `fit`, tell what is stored.
 
     To one draw from q(z|x) an image, or to the point that a deterministic encoder gives. ConfigError where the model
     has no codes of numbers, or a density is there already and not `force`.
     """
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     step = loaded.path.parent
     latents = sum(level.size for level in _levels(loaded.model))
     stored = stored_density.load(step, latents)

@@ -29,19 +29,22 @@ def run(
     device: str,
     force: bool,
     json: bool,
+    data_at: str | None = None,
 ) -> None:
     """Means, log-variances and true factors (as the data set numbers them) of image files or of a split, beside the
-    names of the files and of the factors' values, where they have names.
+    names of the files and of the factors' values, where they have names. A folder, .npz or .npy is taken as a whole.
 
     `.npz` or `.csv` by the name's ending, `-` for CSV on stdout; `analysis.codes` says what is in them. The index
     counts images of the data set or, for files, the files given.
     """
+    if (given := _artifact.whole_set(images)) is not None:
+        images, split, data_at = [], "all", given
     if images and n is not None:
         raise ConfigError("-n counts images of a split, but image files are given")
     name = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
     if name != "-" and not name.lower().endswith((".npz", ".csv")):
         raise ConfigError(f"{name}: codes are written as .npz or .csv", "end the name in one of them, or use -o -")
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     view = _files(loaded, images) if images else data.load(loaded.config.data, loaded.info).split(split)
     if not images and view.name != split:
         streams.notice(f"the data set has no split {split}: using {view.name}")

@@ -14,6 +14,8 @@ from vaecli.analysis.codes import Array
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, InputError
+from vaecli.models.base import Model, NoPrior
+from vaecli.objectives.distributions import Curved, Space
 from vaecli.report import figures
 from vaecli.training import checkpoint as checkpoints
 from vaecli.training.checkpoint import Loaded
@@ -33,9 +35,11 @@ def run(
     device: str,
     force: bool,
     json: bool,
+    data_at: str | None = None,
 ) -> None:
     """Decode `steps` codes from that of `a` (the mode of q(z|x)) to that of `b`, straight or (`spherical`) as in
-    `great_circle`. ConfigError where the codes are indices, or nothing infers latents.
+    `great_circle`; of latents on a sphere or in a ball along its own shortest way. ConfigError where the codes are
+    indices, or nothing infers latents.
 
     The inputs stand beside the reconstructions with which the row begins and ends. PNG, or GIF (there and back) by the
     name's ending. `a` and `b` are image files or indices into the data set.
@@ -43,7 +47,7 @@ def run(
     if steps < 2:
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
     path = _artifact.check(output, DEFAULT_NAME, force, json, endings=(".png", ".gif"))
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     moving = path.lower().endswith(".gif")
     height, width = loaded.info.shape[1:]
     figures.check_size(1, 3 if moving else steps + 2, height, width)
@@ -58,12 +62,16 @@ def run(
         ends_2D = model.flatten(model.infer(x_2CHW.to(model.device)).values).double().cpu().numpy()
         if not np.isfinite(ends_2D).all():
             raise InputError(f"{loaded.path}: the codes of {names[0]} and {names[1]} are not finite")
-        z_SD = (great_circle if spherical else straight)(ends_2D[0], ends_2D[1], t_S)
+        space = None if spherical else _space(model)
+        if space is not None:
+            z_SD = space.way(*torch.from_numpy(ends_2D), torch.from_numpy(t_S)).numpy()
+        else:
+            z_SD = (great_circle if spherical else straight)(ends_2D[0], ends_2D[1], t_S)
         parts = torch.split(torch.from_numpy(z_SD).float(), BATCH)
         y_SCHW = np.concatenate([model.decode(part.to(model.device)).float().cpu().numpy() for part in parts])
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     angle = angle_between(ends_2D[0], ends_2D[1])
-    way = "along a great circle" if spherical else "straight"
+    way = "along a great circle" if spherical else "straight" if space is None else space.text
     turn = "" if math.isnan(angle) else f", {math.degrees(angle):.0f} degrees apart"
     distance = float(np.linalg.norm(ends_2D[1] - ends_2D[0]))
     footer = streams.safe(f"from {names[0]} to {names[1]}, {way}; codes at distance {distance:.3g}{turn}")
@@ -82,6 +90,17 @@ def run(
         "distance": distance, "angle": angle, "values": t_S.tolist(), "codes": z_SD.tolist(),
     }  # fmt: skip
     _artifact.report(path, record, json)
+
+
+def _space(model: Model) -> Space | None:
+    """Where the latents live if that is not all of R^D, so that a straight way could leave it."""
+    if len(model.levels) > 1:
+        return None
+    try:
+        p = model.p(model.levels[0].name, {}, 1)
+    except NoPrior:
+        return None
+    return p.space if isinstance(p, Curved) else None
 
 
 def _inputs(loaded: Loaded, given: tuple[str, str]) -> tuple[Tensor, list[str]]:

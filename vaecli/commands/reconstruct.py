@@ -27,6 +27,7 @@ def run(
     device: str,
     force: bool,
     json: bool,
+    data_at: str | None = None,
 ) -> None:
     """Inputs above outputs, z being the mode of q(z|x), with up to three numbers an image.
 
@@ -35,10 +36,12 @@ def run(
     left out where it has no closed form, or depends on the values of other levels. Images are files or, where none is
     given, the first `n` of a split. ConfigError where nothing infers latents.
     """
+    if (given := _artifact.whole_set(images)) is not None:
+        images, split, data_at = [], "all", given
     if not images and n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     path = _artifact.check(output, "reconstructions.png", force, json, endings=(".png",))
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     if not loaded.model.inferred:
         raise ConfigError(f"{loaded.config.model.name} infers no latents from an image, and so cannot reconstruct it")
     x_BCHW, names, source = _inputs(loaded, images, split, n)

@@ -47,6 +47,7 @@ def run(
     device: str,
     force: bool,
     json: bool,
+    data_at: str | None = None,
 ) -> None:
     """Analyze, draw and write the page. What the checkpoint has no run, factors or prior for is left out.
 
@@ -54,7 +55,7 @@ def run(
     """
     path = _artifact.check(output, DEFAULT_NAME, force, json, text=True, endings=(".html", ".htm"))
     names = metric_driver.chosen(metrics)
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     dataset = data.load(loaded.config.data, loaded.info)
     analysed = analysis.analyze(
         loaded, dataset, split, limit, metric_names=names, diagnose=True, seed=seed, lenient=metrics in (None, "all")

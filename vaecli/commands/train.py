@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "train.eval_images",
     "train.save_every",
     "train.keep",
+    "data.path",  # where the same images are now
 )
 
 
@@ -177,7 +178,8 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     tree = resolve(layers)
     if not tree.values:
         return old
-    if not names_a_run(layers):  # only changes; otherwise the whole command line again, as a scheduler repeats it
+    moved = layers._replace(flags={key: flag for key, flag in layers.flags.items() if key != "data.name"})
+    if not names_a_run(moved):  # only changes; otherwise the whole command line again, as a scheduler repeats it
         changes, tree = tree, trees.Tree(old.to_tree(), {})
         tree.merge(changes)
     new = configs.build(tree)

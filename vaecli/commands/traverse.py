@@ -45,6 +45,7 @@ def run(
     force: bool,
     json: bool,
     level: str | None = None,
+    data_at: str | None = None,
 ) -> None:
     """One row of images a latent, the latent going from -range to range, the others at the centre; PNG or GIF.
 
@@ -58,7 +59,7 @@ def run(
     if not (math.isfinite(value_range) and value_range > 0):
         raise ConfigError(f"--range is {value_range}; it must be more than 0")
     path = _artifact.check(output, "traversal.png", force, json, endings=(".png", ".gif"))
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     model = loaded.model
     all_of_them = traversal.movers(model, _levels(model, level))
     chosen = [_chosen(text, all_of_them) for text in dims]

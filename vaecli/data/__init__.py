@@ -73,6 +73,21 @@ def division_of(info: "DataInfo") -> str:
     return str(stored)
 
 
+def elsewhere(config: "DataConfig", info: "DataInfo", spec: str) -> "DataConfig":
+    """The data set at `spec` in place of a model's own, read as the model's own images were.
+
+    ConfigError where `spec` is no data set.
+    """
+    values = parse(spec)
+    module = registry.load("dataset", values["name"])
+    fields, (channels, height, width) = module.Config.model_fields, info.shape
+    kept = config.model_dump() if values["name"] == config.name else {"holdout": config.holdout}
+    if "image_size" in fields:
+        kept |= {"image_size": [height, width], "channels": channels if channels in (1, 3) else None}
+    found: DataConfig = module.Config.model_validate({**kept, **values})
+    return found
+
+
 def load(config: "DataConfig", trained_on: "DataInfo | None" = None) -> "Dataset":
     """The data set that a checked configuration describes, in memory.
 

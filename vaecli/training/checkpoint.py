@@ -13,7 +13,7 @@ import re
 import shutil
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 import vaecli.models as models
-from vaecli import __version__, output, safe_files
+from vaecli import __version__, data, output, safe_files
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
@@ -457,8 +457,11 @@ def _agree(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, tuple[str
         raise CheckpointError(f"{path}: weights and configuration disagree; " + "; ".join(parts))
 
 
-def load(path: str | Path, device: torch.device) -> Loaded:
-    """The model behind a run, a step directory or a `.safetensors` file, verified where there is a manifest."""
+def load(path: str | Path, device: torch.device, data_at: str | None = None) -> Loaded:
+    """The model behind a run, a step directory or a `.safetensors` file, verified where there is a manifest.
+
+    `data_at`: the data set that its configuration shall name in place of its own, as `--data` has it.
+    """
     file = resolve(path)
     if file.name == MODEL_FILE and os.path.lexists(file.parent / "manifest.json"):
         verify(file.parent)
@@ -467,6 +470,9 @@ def load(path: str | Path, device: torch.device) -> Loaded:
     loaded = load_model(file, device)
     if Path(path).is_dir():
         output.notice(f"checkpoint: {file.parent} (step {loaded.step:,})")
+    if data_at is not None:
+        config = replace(loaded.config, data=data.elsewhere(loaded.config.data, loaded.info, data_at))
+        loaded = replace(loaded, config=config)
     return loaded
 
 

@@ -173,6 +173,8 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
         output.notice(f"would resume {run_path} at step {loaded.step:,}")
         return banner.dry_run(config, where, run_path)
     dataset = placing.to_device(data.load(config.data, loaded.info), where)
+    if config.data != loaded.config.data and dataset.info.source.get("sha256") != loaded.info.source.get("sha256"):
+        raise InputError("these are not the images the run was trained on", "--init-from starts a new run")
     if not len(dataset.splits["train"]):
         raise InputError(f"{config.data.name}: none of the images that there are now is one to train on")
     model = placing.ready(loaded.model, config, where)
