@@ -170,3 +170,17 @@ def test_full_disk_keeps_the_images_in_memory(tmp_path, monkeypatch, capsys):
     assert packed.sum() == 3 * 512
     assert "memory only" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pooled_images_are_means(tmp_path, monkeypatch):
+    """Against NumPy; no image but those asked for is made."""
+    packed = np.zeros((dsprites.SIZE, dsprites.SIDE**2 // 8), np.uint8)
+    packed[:3] = np.random.default_rng(0).integers(0, 256, (3, packed.shape[1]), dtype=np.uint8)
+    monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(dsprites, "_cached", lambda name, make: (packed, "hash"))
+    whole, pooled = (dsprites.load(dsprites.Config(name="dsprites", pool=pool)) for pool in (1, 2))
+    white = np.unpackbits(packed[:3], axis=1).reshape(3, 32, 2, 32, 2)
+    assert pooled.info.shape == (1, 32, 32) and not pooled.info.binary and whole.info.binary
+    np.testing.assert_array_equal(pooled.batch(torch.arange(3)).x_BCHW[:, 0], white.mean(axis=(2, 4)))
+    assert pooled.info.source["pool"] == 2 and "pool" not in whole.info.source
+    assert pooled.to("cpu").images.nbytes == whole.images.nbytes and len(pooled.images) == dsprites.SIZE

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
@@ -144,6 +145,32 @@ def content_keys(images_NCHW: np.ndarray[Any, Any]) -> Tensor:
         for image in np.ascontiguousarray(part)
     ]
     return torch.tensor(keys, dtype=torch.int64)
+
+
+class Pooled:
+    """The images of another store as means of `side` by `side` pixels, taken anew whenever they are read."""
+
+    def __init__(self, images: Store, side: int) -> None:
+        self.images, self.side = images, side
+        c, h, w = images.shape
+        self.shape: tuple[int, int, int] = (c, h // side, w // side)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.images.nbytes
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.images.to(device), self.side)
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        return F.avg_pool2d(self.images.gather(index_B), self.side)
 
 
 def _image_shape(data_NCHW: Tensor) -> tuple[int, int, int]:

@@ -14,13 +14,13 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 
 from vaecli import output, safe_files
-from vaecli.data.base import Bits, DataConfig, Dataset, Holdout, assemble, grid_labels
+from vaecli.data.base import Bits, DataConfig, Dataset, Holdout, Pooled, assemble, grid_labels
 from vaecli.errors import InputError
 from vaecli.paths import cache_dir, data_dir
 
@@ -39,10 +39,14 @@ _Array = np.ndarray[Any, Any]
 
 
 class Config(DataConfig):
-    """`path`: the official npz; without it the file is looked for in $VAE_DATA_DIR and $VAE_DATA_DIR/dsprites."""
+    """`path`: the official npz; without it the file is looked for in $VAE_DATA_DIR and $VAE_DATA_DIR/dsprites.
+
+    `pool`: means of so many by so many pixels, for quick trials; 2 gives grey images of 32x32.
+    """
 
     holdout: Holdout = 0.01
     path: str | None = None
+    pool: Literal[1, 2, 4, 8] = 1
 
 
 def load(config: Config) -> Dataset:
@@ -57,15 +61,16 @@ def load(config: Config) -> Dataset:
         kind, packed, sha256 = "official", *_cached("dsprites-official", lambda: read_official(official))
     else:
         kind, packed, sha256 = "rendered", *_cached("dsprites-rendered", render)
+    images = Bits(torch.from_numpy(packed), (1, SIDE, SIDE))
     return assemble(
         config,
-        Bits(torch.from_numpy(packed), (1, SIDE, SIDE)),
+        images if config.pool == 1 else Pooled(images, config.pool),
         labels_NK=grid_labels(tuple(FACTORS.values())),
         factor_names=tuple(FACTORS),
         factor_sizes=tuple(FACTORS.values()),
         value_names=[SHAPES if name == "shape" else () for name in FACTORS],
-        binary=True,
-        source={"kind": kind, "sha256": sha256},
+        binary=config.pool == 1,
+        source={"kind": kind, "sha256": sha256} | ({} if config.pool == 1 else {"pool": config.pool}),
     )
 
 
