@@ -72,10 +72,10 @@ class Shuffled:
 
 
 class Mixed:
-    """Exactly ceil(share B) images with labels in every batch, the rest from all others; each kind in epochs of its
-    own. Labelled ones are dealt out class by class where `classes` says of which class each is.
+    """Exactly ceil(share B) images with labels in every batch, which come first, the rest from all others; each kind in
+    epochs of its own. Where all have labels, or none is asked for, a batch is of one kind.
 
-    ConfigError where there are no labelled images to take from, or more classes than places where each is to have one.
+    ConfigError where there are no labelled images to take from.
     """
 
     def __init__(self, labelled_N: Tensor, seed: int, batch_size: int, share: float) -> None:
@@ -99,6 +99,30 @@ class Mixed:
 
     def _row(self, kind: str, stream: int, n: int) -> _Epochs:
         return self._rows.setdefault((kind, stream), _Epochs(n, self.seed, kind, stream))
+
+
+class InTurn:
+    """The two kinds of a `Mixed` order's batch as batches of their own: even streams have the images with labels, odd
+    ones the others, so that an update of each kind follows the other."""
+
+    def __init__(self, mixed: Mixed) -> None:
+        if mixed.count == mixed.batch_size:
+            raise ConfigError("every training image has a label: there are no others to take turns with")
+        self.mixed = mixed
+
+    def indices(self, step: int, stream: int = 0) -> Tensor:
+        both = self.mixed.indices(step, stream // 2)
+        return both[self.mixed.count :] if stream % 2 else both[: self.mixed.count]
+
+
+class WarmUp:
+    """Another order for the first `steps` of a run."""
+
+    def __init__(self, first: Order, steps: int, then: Order) -> None:
+        self.first, self.steps, self.then = first, steps, then
+
+    def indices(self, step: int, stream: int = 0) -> Tensor:
+        return (self.first if step < self.steps else self.then).indices(step, stream)
 
 
 class OneFactorVaries:

@@ -23,7 +23,7 @@ from vaecli.data.orders import OneFactorVaries, Order
 from vaecli.errors import ConfigError
 from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Term
 from vaecli.models.base import Model as Base
-from vaecli.nets import coders, pooling
+from vaecli.nets import coders, pooling, semafo
 from vaecli.objectives import likelihoods, terms
 from vaecli.registry import nearest
 from vaecli.settings.schedules import Weight
@@ -55,7 +55,8 @@ class Config(NetConfig):
         | coders.BurgessConfig
         | coders.LocatelloConfig
         | coders.MlpConfig
-        | coders.ResnetConfig,
+        | coders.ResnetConfig
+        | semafo.SemafoConfig,
         Field(discriminator="name"),
         BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
     ] = coders.MlpConfig()  # type: ignore[assignment]

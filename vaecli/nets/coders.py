@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from vaecli.errors import ConfigError
+from vaecli.nets import semafo
 from vaecli.settings.section import Section, Width
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -67,7 +68,7 @@ def _expand(value: Any) -> Any:
 
 
 NetConfig = Annotated[
-    HigginsFcConfig | BurgessConfig | LocatelloConfig | MlpConfig | ResnetConfig,
+    HigginsFcConfig | BurgessConfig | LocatelloConfig | MlpConfig | ResnetConfig | semafo.SemafoConfig,
     Field(discriminator="name"),
     BeforeValidator(_expand),
 ]
@@ -85,6 +86,8 @@ def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
         return _locatello(shape, n_out, latent_dim)
     if isinstance(config, MlpConfig):
         return _mlp(config, shape, n_out, latent_dim)
+    if isinstance(config, semafo.SemafoConfig):
+        return semafo.build(config, shape, n_out, latent_dim)
     return _resnet(config, shape, n_out, latent_dim)
 
 

@@ -11,6 +11,7 @@ import torch.distributions as td
 from torch import Tensor
 
 from vaecli.objectives import terms
+from vaecli.objectives.labels import OneHotBlocks
 
 MOMENT_DRAWS = 64  # of a posterior whose mean and variance have no closed form
 
@@ -171,6 +172,8 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
         return sample(q.base_dist, temperature)
     if isinstance(q, (td.Normal, td.Uniform)):
         return q.mean + temperature * (q.rsample() - q.mean)
+    if isinstance(q, OneHotBlocks):
+        return q.tempered(temperature).sample()
     if isinstance(q, td.OneHotCategorical):
         tempered: Any = td.OneHotCategorical(logits=q.logits / temperature, validate_args=False)
         return _plain_sample(tempered)
