@@ -6,7 +6,7 @@ Shapes: N images of the set, B batch, C H W image, K factors, P packed bytes of 
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from vaecli import label_expressions
 from vaecli.batch import Batch, DataInfo
 from vaecli.data.orders import Order, Shuffled, generator
 from vaecli.errors import ConfigError, MachineError
@@ -26,6 +27,7 @@ from vaecli.settings.section import PositiveInt, Section
 # An integer is a number of images, a number with a decimal point a fraction.
 Holdout = Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, lt=1)]
 Labelled = Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, le=1)]
+Values = str | int | Annotated[list[str | int], Field(min_length=1)]  # of a factor
 
 _SPLIT_SEED = 20_170_424  # fixed: which images are held out must not depend on the seed of a training run
 
@@ -38,12 +40,15 @@ class DataConfig(Section):
     `limit`     train on no more than this many images, a fixed random subset.
     `labelled`  how many of the known labels of training images an objective may see, a fraction or a count of them, or
                 null for all; as a mapping from factors to such numbers, of each factor by itself (others: none).
+    `exclude`   a combination that no split holds but `excluded`, as values by factor: {shape: heart, posX: 0-15}; a
+                value, `a|b`, `lo-hi` or a list. Whether a model makes what it has never seen is told by these.
     """
 
     name: str
     holdout: Holdout = 0.1
     limit: PositiveInt | None = None
     labelled: Labelled | dict[str, Labelled] | None = None
+    exclude: dict[str, Values] | None = Field(default=None, min_length=1)
 
     _division: str | None = PrivateAttr(default=None)  # what `DIVISION` in a model's source says of its training
 
@@ -198,8 +203,9 @@ def chunks(array: np.ndarray[Any, Any], size: int = 256) -> Iterator[np.ndarray[
 class Dataset:
     """Images with their labels (int64 (N, K), -1 where not known) and the parts they fall into.
 
-    `splits` has `train`, and `val` and `test` where images are held out. Its indices are in random order (a first
-    part is a fair sample), but for a published test set, which keeps the published order, as `all` does.
+    `splits` has `train`, `val` and `test` where images are held out, and `excluded` where a combination of factors is.
+    Its indices are in random order (a first part is a fair sample), but for a published test set, which keeps the
+    published order, as `all` does.
     `files` names the file that each image is from, within the folder of the set; None where images have none.
     """
 
@@ -226,13 +232,14 @@ class Dataset:
         return sum(size > 1 for size in sizes)
 
     def split(self, name: str) -> "SplitView":
-        """`train`, `val`, `test` or `all`; the view's name says which it is.
+        """`train`, `val`, `test`, `all` or `excluded`; the view's name says which it is.
 
         `test` falls back to `val`, and `val` to `train` where nothing is held out (never to a test set, which must not
         leak into the choice of a model). ConfigError for another name.
         """
-        if name not in ("train", "val", "test", "all"):
-            raise ConfigError(f"no split is called {name[:80]!r}; there are: train, val, test, all")
+        if name not in ("train", "val", "test", "all") and name not in self.splits:
+            names = ", ".join(["train", "val", "test", "all", *(["excluded"] if "excluded" in self.splits else [])])
+            raise ConfigError(f"no split is called {name[:80]!r}; there are: {names}")
         if name == "test" and name not in self.splits:
             name = "val"
         if name == "val" and name not in self.splits:
@@ -392,8 +399,9 @@ def assemble(
     that come later, and copies, fall where their content belongs, and none that was trained on is ever held out. Equal
     images stay together, so there may be fewer than asked for.
 
-    ConfigError where `holdout` leaves nothing to train on or `labelled` does not fit.
+    ConfigError where `holdout` or `exclude` leaves nothing to train on, or `labelled` or `exclude` does not fit.
     """
+    value_names_ = tuple(tuple(names) for names in value_names)
     n = len(images) - test - val
     held = 0 if val else count_of(config.holdout, n)
     if isinstance(config.holdout, float):
@@ -409,13 +417,19 @@ def assemble(
             below = int(config._division, 16)
         held = int((content_N[:n] < below).sum())
         source = {**source, DIVISION: f"{below:016x}"}
-    splits = {"train": order[held:][: config.limit]}
+    splits = {"train": order[held:]}
     if held:
         splits["val"] = order[:held]
     if val:
         splits["val"] = n + torch.randperm(val, generator=generator("val", _SPLIT_SEED))
     if test:
         splits["test"] = torch.arange(n + val, n + val + test)
+    if config.exclude is not None:
+        info = DataInfo(
+            config.name, images.shape, 0, tuple(factor_names), tuple(factor_sizes), value_names=value_names_
+        )
+        splits = _without(splits, _excluded(config.exclude, info, labels_NK))
+    splits["train"] = splits["train"][: config.limit]
     if config.labelled is not None:
         if labels_NK is None:
             raise ConfigError(
@@ -428,12 +442,40 @@ def assemble(
         size=len(splits["train"]),
         factor_names=tuple(factor_names),
         factor_sizes=tuple(factor_sizes),
-        value_names=tuple(tuple(names) for names in value_names),
+        value_names=value_names_,
         total=len(images),
         binary=binary,
         source=source,
     )
     return Dataset(info, images, labels_NK, splits, config.labelled, files)
+
+
+def _excluded(exclude: Mapping[str, Values], info: DataInfo, labels_NK: Tensor | None) -> Tensor:
+    """Which images have this combination, bool (N,); ConfigError with the names that there are, or where none has."""
+    if labels_NK is None:
+        raise ConfigError("data.exclude names factors, but the images have no labels", "leave out data.exclude")
+    found_N = torch.ones(len(labels_NK), dtype=torch.bool)
+    for factor, given in exclude.items():
+        if factor not in info.factor_names:
+            raise ConfigError(f"data.exclude: no factor is called {factor[:80]!r}{nearest(factor, info.factor_names)}")
+        words = "|".join(map(str, given)) if isinstance(given, list) else str(given)
+        values = label_expressions.positions(words, info, factor, "data.exclude")
+        found_N &= torch.isin(labels_NK[:, info.factor_names.index(factor)], torch.tensor(values))
+    if not bool(found_N.any()):
+        raise ConfigError("data.exclude: no image has this combination of values")
+    return found_N
+
+
+def _without(splits: Mapping[str, Tensor], excluded_N: Tensor) -> dict[str, Tensor]:
+    """The splits without the images excluded, and those of all of them, in random order, as `excluded`."""
+    kept = {name: index[~excluded_N[index]] for name, index in splits.items()}
+    if not len(kept["train"]):
+        raise ConfigError(
+            "data.exclude leaves no image to train on", "name more factors: an image must have all values"
+        )
+    taken = torch.cat([index[excluded_N[index]] for index in splits.values()])
+    order = torch.randperm(len(taken), generator=generator("excluded", _SPLIT_SEED))
+    return {**{name: index for name, index in kept.items() if len(index)}, "excluded": taken[order]}
 
 
 def _check_labelled(
