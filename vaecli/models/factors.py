@@ -58,13 +58,13 @@ class Model(Base):
         labels_NK, seen_NK = whole.labels_NK, train.labels_NK
         if labels_NK is None or seen_NK is None or min(int(labels_NK.min()), int(seen_NK.min())) < 0:
             raise ConfigError("factors needs all labels of all images", "leave data.labelled out, or take other data")
-        seen = 0
+        seen, print_N = 0, torch.empty(len(whole), dtype=torch.int64)
         sizes = self.info.factor_sizes
         sum_VP = torch.zeros(self.effect_VP.shape, dtype=torch.float64)
         for batch in whole.batches(2048):
             assert batch.labels_BK is not None
             # In place: small tensors kept between the large ones of each block would hold all of their memory.
-            self.known_N[seen : seen + len(batch.x_BCHW)].copy_(fingerprint(batch.x_BCHW))
+            print_N[seen : seen + len(batch.x_BCHW)] = fingerprint(batch.x_BCHW).cpu()
             hot_BV = torch.zeros(len(batch.x_BCHW), len(sum_VP))
             hot_BV.scatter_(1, batch.labels_BK.cpu() + self._starts(), 1.0)
             x_BP = batch.x_BCHW.flatten(1).cpu()
@@ -73,6 +73,7 @@ class Model(Base):
             progress(len(batch.x_BCHW))
             if stop() and seen < len(whole):
                 raise InputError(f"only {seen:,} of {len(whole):,} images were looked at: too few for a table")
+        self.known_N.copy_(print_N)
         order_N = self.known_N.argsort(stable=True)
         self.known_N.copy_(self.known_N[order_N])
         self.value_NK.copy_(labels_NK.to(order_N.device)[order_N])
