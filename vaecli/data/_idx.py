@@ -6,14 +6,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from vaecli.data._fetch import fetch
-from vaecli.data.base import Bits, Bytes, DataConfig, Dataset, Holdout, assemble
+from vaecli.data.base import Bits, Bytes, Coins, DataConfig, Dataset, Holdout, assemble
 from vaecli.errors import InputError
 from vaecli.paths import data_dir
 
@@ -21,10 +21,15 @@ TRAIN, TEST, SIDE = 60_000, 10_000, 28
 
 
 class IdxConfig(DataConfig):
-    """`binarize`: pixels of 0.5 and more become 1, others 0. `pad`: black pixels added on each side (2 gives 32x32)."""
+    """`pad`: black pixels added on each side (2 gives 32x32).
+
+    `binarize`: true makes pixels of 0.5 and more white, others black. `dynamic` throws a coin for each pixel, white
+    with the probability of its grey, anew in every step of training; `static` throws them once, for all models alike,
+    as `dynamic` does for images that are not trained on.
+    """
 
     holdout: Holdout = 5000
-    binarize: bool = False
+    binarize: bool | Literal["static", "dynamic"] = False
     pad: Annotated[int, Field(ge=0, le=64)] = 0
 
 
@@ -56,19 +61,24 @@ def load(
         labels.append(np.frombuffer(_content(label_file, folders, mirrors, 8 + n), np.uint8, offset=8))
     images_NCHW = np.concatenate(images).reshape(-1, 1, SIDE, SIDE)
     sha256 = hashlib.sha256(images_NCHW.data).hexdigest()
-    if config.binarize:
+    if config.binarize is True:
         images_NCHW = (images_NCHW >= 128).view(np.uint8)
     if config.pad:
         images_NCHW = np.pad(images_NCHW, ((0, 0), (0, 0), (config.pad, config.pad), (config.pad, config.pad)))
+    thrown = config.binarize in ("static", "dynamic")
+    grey = (Coins if thrown else Bytes)(torch.from_numpy(images_NCHW))
+    if config.binarize == "static":
+        parts = [grey.gather(part).byte() for part in torch.split(torch.arange(len(images_NCHW)), 2_000)]
+        images_NCHW = torch.cat(parts).numpy()
     return assemble(
         config,
-        Bits.pack(images_NCHW) if config.binarize else Bytes(torch.from_numpy(images_NCHW)),
+        Bits.pack(images_NCHW) if config.binarize in (True, "static") else grey,
         labels_NK=torch.from_numpy(np.concatenate(labels)).long().unsqueeze(1),
         factor_names=(factor,),
         factor_sizes=(10,),
         value_names=(value_names,),
-        binary=config.binarize,
-        source={"kind": "idx", "sha256": sha256},
+        binary=bool(config.binarize),
+        source={"kind": "idx", "sha256": sha256} | ({"binarize": config.binarize} if thrown else {}),
         test=TEST,
     )
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from vaecli import device as devices
 from vaecli import label_expressions
 from vaecli.batch import Batch, DataInfo
 from vaecli.data.orders import Order, Shuffled, generator
@@ -109,6 +110,30 @@ class Bytes(_Store):
     def gather(self, index_B: Tensor) -> Tensor:
         # Division, not multiplication by 1 / 255: 255 must give exactly 1.
         return self._select(index_B).float().div_(255.0)
+
+
+class Coins(Bytes):
+    """Grey images thrown as coins: a pixel is white with a probability of its byte / 255, else black.
+
+    A throw is a pure function of its number, the image and the pixel; image i in throw t is asked for as i + N t.
+    """
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        index_B = index_B.to(self.device)
+        bytes_BCHW = self._select(index_B % len(self))
+        pixels = math.prod(self.shape)
+        place_BP = index_B[:, None] * pixels + torch.arange(pixels, device=self.device)
+        random_BP = _mixed(place_BP) & (2**24 - 1)
+        # Whole numbers, so that 255 is white and 0 black for sure.
+        return (random_BP.view_as(bytes_BCHW) * 255 < bytes_BCHW.long() * 2**24).float()
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """int64 to int64, near numbers to unrelated ones: the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
+    x = x * -0x61C8864680B583EB  # the golden ratio's odd number of 64 bits, as a signed one
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return x ^ ((x >> 31) & (2**33 - 1))
 
 
 class Floats(_Store):
@@ -266,8 +291,9 @@ class Dataset:
         """The images at these positions, with their labels (or those of `labels`, a table like `self.labels`)."""
         labels = self.labels if labels is None else labels
         index_B = index_B.to(self.images.device)
+        x_BCHW, index_B = self.images.gather(index_B), index_B % len(self.images)
         seen, truth = (None if table is None else table.index_select(0, index_B) for table in (labels, self.labels))
-        return Batch(self.images.gather(index_B), index_B, seen, truth)
+        return Batch(x_BCHW, index_B, seen, truth)
 
 
 @dataclass(frozen=True)
@@ -322,8 +348,12 @@ class Stream:
         self.order = order or Shuffled(len(self._train), seed, batch_size)
 
     def indices(self, step: int, stream: int = 0) -> Tensor:
-        """Positions in the data set of a batch at `step`, int64 (B,)."""
-        return self._train[self.order.indices(step, stream).to(self._train.device)]
+        """Positions in the data set of a batch at `step`, int64 (B,); of coins those of a throw of its own."""
+        index_B = self._train[self.order.indices(step, stream).to(self._train.device)]
+        if isinstance(self.dataset.images, Coins):
+            throw = devices.derive(self.seed, "coins", step, stream) % 2**30
+            index_B = index_B + len(self.dataset.images) * throw
+        return index_B
 
     def batch(self, step: int, stream: int = 0) -> Batch:
         """The batch at `step`; labels beyond `data.labelled` are -1."""
