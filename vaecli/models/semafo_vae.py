@@ -179,7 +179,7 @@ class Model(_labels.Model):
         gamma_B = torch.where(labelled_B, hyper["gamma_labelled"], hyper["gamma_unlabelled"])
         beta_B = torch.where(labelled_B, hyper["beta_labelled"], hyper["beta_unlabelled"])
         loss_B = gamma_B * (recon_B + hyper["gamma_y"] * (label_B + told_B)) + beta_B * rate_B
-        loss_B = loss_B + self.weighed_below(below, u, hyper) - hyper["entropy"] * unsure_B
+        loss_B = loss_B + self.weighed_below(below, u, q_u, hyper) - hyper["entropy"] * unsure_B
         kl = self._bound_rate(q_z, q_y, z, below).mean()
         logged = {"recon": recon_B.mean(), "kl": kl, "elbo": -(recon_B.mean() + kl), "label": label_B.mean()}
         logged["entropy"] = q_y.entropy().mean()
@@ -200,8 +200,8 @@ class Model(_labels.Model):
         """What the levels below z0 cost given u, (B,)."""
         return 0.0
 
-    def weighed_below(self, below: Any, u_BC: Tensor, hyper: Hyper) -> Tensor | float:
-        """The same as it stands in the objective."""
+    def weighed_below(self, below: Any, u_BC: Tensor, q_u: Distribution, hyper: Hyper) -> Tensor | float:
+        """The same as it stands in the objective, u being a draw of q(u|y)."""
         return 0.0
 
     def _guess(self, q_y: OneHotBlocks) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ Sources: Trung Ngo Trong et al. 2022 (the code published with it); the layers ar
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -105,6 +106,64 @@ def doubling(n_in: int, n_out: int, kernel: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(n_in, n_out, kernel, 2, padding, output_padding=2 + 2 * padding - kernel)
 
 
+class Detail(nn.Module):
+    """A spatial level of latents between the decoder's feature map h and what follows it, `channels` of them at each of
+    a few positions: what p(z1|z0, u) and q(z1|z0, x) are made of, and the way back.
+
+    `u_skip` scales what u adds to the prior's numbers; `residual` adds h to what comes back; `path` gives h a way of
+    its own through the bottleneck, beside z1.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        sides: tuple[int, int],
+        channels: int,
+        width_u: int,
+        u_skip: float,
+        residual: bool,
+        path: bool,
+    ) -> None:
+        super().__init__()
+        up, left = reduction(sides[0]), reduction(sides[1])
+        self.shape = (channels, sides[0] // up, sides[1] // left)
+        self.u_skip, self.residual = u_skip, residual
+        self.prior = reducing(features, 2 * channels, up, left)
+        self.posterior = reducing(2 * features, 2 * channels, up, left)
+        self.of_u: nn.Module | None = None
+        if u_skip:
+            numbers = (2 * channels, *self.shape[1:])
+            last = nn.Linear(256, numbers[0] * numbers[1] * numbers[2])
+            self.of_u = nn.Sequential(nn.Linear(width_u, 256), nn.ReLU(), last, nn.Unflatten(1, numbers))
+        self.path = reducing(features, channels, up, left) if path else None
+        kernel, padding = (2 * up, 2 * left), ((up + 1) // 2, (left + 1) // 2)
+        inner = channels * (2 if path else 1)
+        back = nn.ConvTranspose2d(inner, features, kernel, (up, left), padding, (up % 2, left % 2))
+        self.back = nn.Sequential(back, nn.ELU())
+        self.apply(he_normal)
+
+    def shifted(self, numbers: Tensor, u_BC: Tensor) -> Tensor:
+        """The prior's numbers, (B, 2 channels, ...), from those that h gives and u."""
+        return numbers if self.of_u is None else numbers + self.u_skip * self.of_u(u_BC)
+
+    def forward(self, h_BFHW: Tensor, z1: Tensor) -> Tensor:
+        """The feature map that z1 makes of h."""
+        inner = z1 if self.path is None else torch.cat([z1, self.path(h_BFHW)], dim=1)
+        out: Tensor = self.back(inner)
+        return out + h_BFHW if self.residual else out
+
+
+def reduction(side: int) -> int:
+    """By what a side shrinks: to 2 positions, or from 16 on, where it divides, to 4."""
+    return side // 4 if side >= 16 and side % 4 == 0 else side // 2
+
+
+def reducing(n_in: int, n_out: int, up: int, left: int) -> nn.Sequential:
+    """A convolution of stride (up, left) and twice that kernel, padded so that sides become exactly those shares."""
+    padding = nn.ZeroPad2d((left // 2, left - left // 2, up // 2, up - up // 2))
+    return nn.Sequential(padding, nn.Conv2d(n_in, n_out, (2 * up, 2 * left), (up, left)))
+
+
 def he_normal(layer: nn.Module) -> None:
     """Weights of variance 2 / fan-in, biases of 0 (He et al. 2015); layers of another kind are left alone."""
     if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -113,4 +172,4 @@ def he_normal(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-__all__ = ["Layout", "SemafoConfig", "Symmetric", "build", "convolution", "doubling", "he_normal", "layout"]
+__all__ = ["Detail", "Layout", "SemafoConfig", "Symmetric", "build", "convolution", "doubling", "he_normal", "layout"]
