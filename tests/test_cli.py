@@ -1,5 +1,6 @@
 """The command line as a shell sees it: streams, exit codes, pipes, and what is imported when."""
 
+import errno
 import json
 import os
 import subprocess
@@ -208,6 +209,32 @@ def test_ascii_terminal(vae_process: Callable[..., Result], tiny_run: Path) -> N
 def test_hostile_text_is_escaped(vae: Callable[..., Result]) -> None:
     result = vae("train", "--data", "folder:/x/[bold]\x1b[31m\u202e", "--runs-dir", "r")
     assert result.code == 3 and "\x1b" not in result.err and "\u202e" not in result.err and "[bold]" in result.err
+
+
+def test_a_system_without_locks_is_told_in_one_line(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vaecli.training import rundir
+
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+
+    monkeypatch.setattr(rundir, "check_name", missing)
+    result = vae("train", *TINY, "--name", "x")
+    assert result.code == 5 and "Linux and macOS" in result.err and "bug" not in result.err
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    result = vae("train", *TINY, "--steps", 1, "--name", "x")
+    assert result.code == 5 and "cannot be locked: Operation not supported" in result.err and "in use" not in result.err
 
 
 def test_unexpected_errors_are_named_bugs(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

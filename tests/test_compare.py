@@ -1,6 +1,7 @@
 """compare: groups of seeds, their statistics, what differs, and which is best, against numbers worked by hand."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -130,6 +131,24 @@ def test_directions() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- the command
+
+
+def test_a_run_from_other_weights_is_no_seed_of_those_from_scratch(
+    vae: Vae, trained: Callable[..., str], measured: list[dict[str, Any]]
+) -> None:
+    scratch = [trained(f"b4-{seed}", seed) for seed in range(2)]
+    tuned = trained("b4-2", 2, "--init-from", scratch[0])
+    record = json.loads(vae("compare", *scratch, tuned, "--json").out)
+    assert [group["runs"] for group in record["groups"]] == [["b4-0", "b4-1"], ["b4-2"]]
+    sha = hashlib.sha256((Path(scratch[0]) / "checkpoints/latest/model.safetensors").read_bytes()).hexdigest()
+    assert record["groups"][1]["settings"]["init_from"] == f"{sha[:8]} at step 2"
+    assert vae("train", "--resume", tuned, "--steps", 3, "-q").code == 0
+    for origin in (
+        json.loads((Path(tuned) / "run.json").read_text())["origin"],
+        json.loads(vae("info", tuned, "--json").out)["init_from"],
+    ):
+        assert (origin["sha256"], origin["step"]) == (sha, 2) and origin["path"].endswith("model.safetensors")
+    assert json.loads(vae("info", scratch[0], "--json").out)["init_from"] is None
 
 
 def test_a_run_that_cannot_be_used_is_left_out_and_told(

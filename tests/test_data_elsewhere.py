@@ -12,6 +12,9 @@ import pytest
 from conftest import TINY, Result
 from PIL import Image
 
+from vaecli.batch import at_once
+from vaecli.models.base import GaussianVAE
+
 Vae = Callable[..., Result]
 
 
@@ -80,3 +83,17 @@ def test_new_images_as_a_folder_or_an_array(vae: Vae, run: str) -> None:
     np.save("other.npy", np.zeros((2, 9, 9), np.uint8))
     wrong = vae("encode", run, "other.npy", "-o", "-")
     assert wrong.code == 3 and "1x9x9 now, the model was trained on 1x8x8" in wrong.err
+
+
+def test_networks_take_few_large_images_at_once(monkeypatch: pytest.MonkeyPatch, vae: Vae) -> None:
+    """Whatever is held out, evaluation takes no more at once than as many pixels as 512 grey images of 64x64."""
+    assert [at_once(shape) for shape in ((1, 64, 64), (1, 28, 28), (3, 128, 128), (3, 2048, 2048))] == [512, 512, 42, 1]
+    monkeypatch.setattr("vaecli.batch.MOST_VALUES", 200)
+    sizes: list[int] = []
+    features = GaussianVAE.features
+    monkeypatch.setattr(GaussianVAE, "features", lambda self, x: sizes.append(len(x)) or features(self, x))
+    np.save("a.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
+    train = ("train", "--model", "vae", *TINY[2:], "--data", "array:a.npy", "--steps", 1, "--batch-size", 2)
+    run = vae(*train, "--set", "data.holdout=30", "--set", "model.likelihood=bernoulli", "-q").out.strip()
+    assert vae("analyze", run).code == vae("reconstruct", run, "-n", 20).code == vae("encode", run).code == 0
+    assert len(sizes) > 30 and max(sizes) == 3

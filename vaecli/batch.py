@@ -3,11 +3,14 @@
 Shapes: B batch, C H W image, K factors.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
+
+MOST_VALUES = 2**21  # of the images that a network takes at once where it does not train
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Batch:
 
         others = tuple(batch.part(n) for batch in self.others)
         return Batch(self.x_BCHW[:n], self.index_B[:n], cut(self.labels_BK), cut(self.truth_BK), others)
+
+
+def at_once(shape: tuple[int, int, int], most: int = 512) -> int:
+    """How many images a network takes at once where it does not train: `most`, or fewer that are as large as 512 grey
+    ones of 64x64, so that memory does not depend on how many images there are."""
+    return max(1, min(most, MOST_VALUES // math.prod(shape)))
 
 
 class Split(Protocol):

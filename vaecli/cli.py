@@ -18,6 +18,7 @@ from vaecli import __version__, output, presets, registry
 from vaecli.errors import ConfigError, VaeError
 
 _MAIN = os.getpid()
+_POSIX = ("fcntl", "resource")  # modules of Python that other systems lack
 
 EPILOG = (
     "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
@@ -284,11 +285,22 @@ def analyze(
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also q(z) against p(z), information, gains, IWAE bound (minutes).")
     ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Also judge N samples: FCD, precision, recall (labelled data)."),
+    ] = None,
+    density: Annotated[
+        str, typer.Option(help="What samples are drawn from: stored (a fitted density, if there is one) or none.")
+    ] = "stored",
+    nll: Annotated[
+        int | None, typer.Option(metavar="K", help="Also log p(x) by importance sampling, K draws an image.")
+    ] = None,
+    nll_images: Annotated[int, typer.Option("--nll-images", help="Images that --nll takes.")] = 1000,
     fail_if: Annotated[
         str | None,
         typer.Option("--fail-if", metavar="VERDICTS", help="Exit 6 on one of these verdicts, e.g. collapsed."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = None,
     seed: Seed = 0,
     data: DataAt = None,
     device: Device = "auto",
@@ -300,11 +312,11 @@ def analyze(
     output.configure(quiet)
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
+    from vaecli.analysis.quality import Request
     from vaecli.commands import analyze as command
 
-    command.run(
-        checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data_at=data
-    )
+    asked = Request(samples, nll, nll_images, density)
+    command.run(checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked)
 
 
 @app.command()
@@ -409,7 +421,7 @@ def encode(
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of the split.")] = None,
     out: Out = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = 512,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = None,
     data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
@@ -428,7 +440,7 @@ def decode(
     checkpoint: Checkpoint,
     codes: Annotated[str, typer.Argument(help="Codes: .npz (`codes`), .npy, .csv, or `-` for CSV on stdin.")],
     out: Out = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=100_000, help="Codes decoded at once.")] = 512,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=100_000, help="Codes decoded at once.")] = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -548,6 +560,9 @@ def main() -> None:
     """Run the command; the only place where errors become messages and exit codes."""
     output.ensure_streams()
     # As any Unix producer: end quietly (141 to the shell) when the reader of a pipe goes away.
+    if not hasattr(signal, "SIGPIPE"):
+        output.error("vae runs on Linux and macOS: this system has no SIGPIPE", "on Windows, use it within WSL")
+        sys.exit(5)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
@@ -582,6 +597,9 @@ def _unexpected(error: Exception) -> int:
     limits = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
     if isinstance(error, OSError) and error.errno in limits:
         output.error(f"{error.filename or 'writing'}: {error.strerror}", "free some space, or write elsewhere")
+        return 5
+    if isinstance(error, ModuleNotFoundError) and error.name in _POSIX:
+        output.error(f"vae runs on Linux and macOS: this system has no {error.name}", "on Windows, use it within WSL")
         return 5
     if os.environ.get("VAE_DEBUG"):
         for line in traceback.format_exc().splitlines():

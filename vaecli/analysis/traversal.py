@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vaecli.analysis.codes import Array
 from vaecli.analysis.statistics import Statistics
+from vaecli.batch import at_once
 from vaecli.models.base import Level, Model, NoPrior, Values
 from vaecli.objectives import distributions
 
@@ -93,6 +94,8 @@ def unit(model: Model, middle: Values, mover: Mover, stats: Statistics | None) -
     if mover.level.kind == "point":
         return "" if stats is None else "sd of the codes"
     p = _prior(model, middle, mover)
+    if isinstance(p, distributions.Curved):
+        return p.unit
     return "" if p is None else "quantiles of the prior" if isinstance(p, td.Uniform) else "sd of the prior"
 
 
@@ -122,6 +125,8 @@ def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Sta
     p = _prior(model, middle, mover)
     if p is None:
         return t
+    if isinstance(p, distributions.Curved):
+        return p.values(mover.column, t)
     if isinstance(p, td.Uniform):
         low, high = (float(v.flatten()[mover.column]) for v in (p.low, p.high))
         share_S: Tensor = torch.special.ndtr(t)
@@ -132,7 +137,10 @@ def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Sta
 
 
 def images_along(model: Model, middle: Values, mover: Mover, values_S: Tensor) -> Array:
-    """(S, C, H, W): the latent at each value, the others as in `middle`, the levels below following."""
+    """(S, C, H, W): the latent at each value, the others as in `middle`, the levels below following.
+
+    Where latents live on a sphere or in a ball the others of the level give way, so that they stay there.
+    """
     n = len(values_S)
     left = followers(model, mover.level)
     values = {name: v.repeat(n, *[1] * (v.dim() - 1)) for name, v in middle.items() if name not in left}
@@ -140,11 +148,14 @@ def images_along(model: Model, middle: Values, mover: Mover, values_S: Tensor) -
     if mover.level.kind == "labels":
         block = moved[:, mover.column : mover.column + mover.size]
         block.zero_().scatter_(1, values_S.long()[:, None].to(block.device), 1.0)
+    elif mover.level.kind == "gaussian" and isinstance(p := _prior(model, middle, mover), distributions.Curved):
+        moved = p.space.placed(moved, mover.column, values_S.to(moved))  # and not off the sphere
     else:
         moved[:, mover.column] = values_S.to(moved)
     values[mover.level.name] = moved.reshape(n, *mover.level.shape)
     parts = []
-    for start in range(0, n, BATCH):
-        part = {name: v[start : start + BATCH] for name, v in values.items()}
+    size = at_once(model.info.shape, BATCH)
+    for start in range(0, n, size):
+        part = {name: v[start : start + size] for name, v in values.items()}
         parts.append(model.image(model.complete(part)).float().cpu().numpy())
     return np.concatenate(parts)

@@ -38,6 +38,7 @@ class Run:
     images: str = ""  # the same as a checksum: equal where the images are
     n: int = 0
     codes: Codes | None = None
+    origin: dict[str, Any] | None = None  # of the weights that training started from
     likelihood: str | None = None  # in words, with its settings; None where there is none
 
 
@@ -69,6 +70,9 @@ def summarised(grouped: Sequence[list[Run]], columns: Sequence[Column]) -> list[
     for members in grouped:
         flat = dict(configs.flat(members[0].config.to_tree()))
         settings = {key: flat.get(key) for key in sorted(differing)}
+        if any((other[0].origin or {}).get("sha256") != (first.origin or {}).get("sha256") for other in grouped):
+            origin = members[0].origin
+            settings["init_from"] = origin and f"{origin['sha256'][:8]} at step {origin['step']:,}"
         if any(other[0].step != first.step for other in grouped):
             settings["step"] = members[0].step
         values = {c.key: summary([run.values.get(c.key) for run in members]) for c in columns}

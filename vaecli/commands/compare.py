@@ -103,7 +103,9 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
     for given in paths:
         try:
             file = checkpoints.resolve(given)
-            config, info, step = checkpoints.read_config(file, checkpoints.read_header(file)[0])
+            metadata = checkpoints.read_header(file)[0]
+            config, info, step = checkpoints.read_config(file, metadata)
+            origin = checkpoints.read_origin(file, metadata)
             if data_at is not None:
                 config = replace(config, data=data.elsewhere(config.data, info, data_at))
         except InputError as error:
@@ -114,7 +116,7 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
         if same in runs:
             streams.notice(f"{given}: is {runs[same].given}, already in the comparison")
         else:
-            runs[same] = Run(given, file, config, info, step)
+            runs[same] = Run(given, file, config, info, step, origin=origin)
     if problems and not runs:
         raise problems[0]
     for problem in problems:
@@ -133,11 +135,13 @@ def _short_name(run: Run) -> str:
 
 
 def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of the same configuration but for the seed, the same step and the same data, in order of appearance."""
+    """Runs of the same configuration but for the seed, the same step, data and origin, in order of appearance."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         tree = {**run.config.to_tree(), "seed": None}
-        groups.setdefault(json_format.dumps([tree, run.step, run.info.source], sort_keys=True), []).append(run)
+        groups.setdefault(
+            json_format.dumps([tree, run.step, run.info.source, (run.origin or {}).get("sha256")], sort_keys=True), []
+        ).append(run)
     for members in groups.values():
         for one, seed in ((run, run.config.seed) for run in members):
             twin = next(run for run in members if run.config.seed == seed)

@@ -7,6 +7,7 @@ import torch
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import codes as code_files
+from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.commands._artifact import Array
 from vaecli.models.base import Model
@@ -15,7 +16,7 @@ from vaecli.training import checkpoint as checkpoints
 DEFAULT_NAME = "decoded.png"
 
 
-def run(checkpoint: str, codes: str, output: str | None, batch_size: int, device: str, force: bool, json: bool) -> None:
+def run(checkpoint: str, codes: str, output: str | None, batch_size: int | None, device: str, force: bool, json: bool) -> None:
     """The expected images E[x|z] of the codes in a file (`-`: stdin): a grid (PNG), a folder of PNG files, or `.npz`
     with `images` and `z`.
 
@@ -30,7 +31,7 @@ def run(checkpoint: str, codes: str, output: str | None, batch_size: int, device
     z_ND = torch.from_numpy(table.latents(names, loaded.info.factor_names)).float()
     n = len(z_ND)
     with torch.inference_mode(), streams.progress("decoding", n) as advance:
-        chunks = decode(loaded.model, z_ND, batch_size)
+        chunks = decode(loaded.model, z_ND, batch_size or at_once(loaded.info.shape))
         path = _artifact.write_images(output, DEFAULT_NAME, chunks, n, loaded.info.shape, force, advance)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "shape": list(loaded.info.shape)}
     _artifact.report(path, {**about, "n": n, "codes": table.source}, json)

@@ -10,6 +10,7 @@ from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import codes as code_files
+from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.errors import ConfigError
@@ -25,7 +26,7 @@ def run(
     split: str,
     n: int | None,
     output: str | None,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     force: bool,
     json: bool,
@@ -52,7 +53,7 @@ def run(
     if n is not None and count < n:
         streams.notice(f"the split {view.name} has only {count:,} images")
     with streams.progress("encoding", count) as advance:
-        codes = code_files.encode(loaded, view, count, batch_size, advance)
+        codes = code_files.encode(loaded, view, count, batch_size or at_once(loaded.info.shape), advance)
     # Not numbered anew, as metrics want it: a class must keep its number whatever else was encoded.
     labels_NK, _ = code_files.known_factors(view, count)
     codes = replace(codes, factors_NK=labels_NK)

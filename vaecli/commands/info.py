@@ -21,6 +21,7 @@ def run(path: str, json: bool) -> None:
         "tensors": len(tensors),
         "values": sum(math.prod(shape) for _, shape in tensors.values()),
         "bytes": size,
+        "init_from": checkpoint.read_origin(file, metadata),
     }
     if json:
         output.result_json({"schema": 1, **facts, "config": config.to_tree()})

@@ -11,6 +11,7 @@ from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis.codes import Array
+from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, InputError
@@ -67,7 +68,7 @@ def run(
             z_SD = space.way(*torch.from_numpy(ends_2D), torch.from_numpy(t_S)).numpy()
         else:
             z_SD = (great_circle if spherical else straight)(ends_2D[0], ends_2D[1], t_S)
-        parts = torch.split(torch.from_numpy(z_SD).float(), BATCH)
+        parts = torch.split(torch.from_numpy(z_SD).float(), at_once(loaded.info.shape, BATCH))
         y_SCHW = np.concatenate([model.decode(part.to(model.device)).float().cpu().numpy() for part in parts])
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     angle = angle_between(ends_2D[0], ends_2D[1])

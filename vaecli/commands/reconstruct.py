@@ -7,6 +7,7 @@ from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis.tables import number_text
+from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.errors import ConfigError
 from vaecli.report import figures
@@ -50,7 +51,7 @@ def run(
     model, hyper = loaded.model, loaded.hyper
     outputs, nlls, kls = [], [], []
     with torch.inference_mode():
-        for part_BCHW in torch.split(x_BCHW, 256):
+        for part_BCHW in torch.split(x_BCHW, at_once(loaded.info.shape, 256)):
             on_device = part_BCHW.to(model.device)
             found = model.infer(on_device)
             values = model.complete(found.values)

@@ -11,6 +11,7 @@ from vaecli import config as configs
 from vaecli import data, device, output, presets
 from vaecli.analysis.diagnosis import final_report, warn_while_training
 from vaecli.analysis.gathering import limited
+from vaecli.batch import at_once
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
 from vaecli.data.base import SplitView
@@ -215,7 +216,9 @@ class Judge(session.Judge):
             return
         model.eval()
         device.seed(config.seed, "final")
-        unless_stopped = itertools.takewhile(lambda _: stop.signal is None, held_out.batches(500))
+        unless_stopped = itertools.takewhile(
+            lambda _: stop.signal is None, held_out.batches(at_once(model.info.shape, 500))
+        )
         tables, lines, found = final_report(
             model,
             limited(unless_stopped, config.train.eval_images),

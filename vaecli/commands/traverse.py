@@ -13,6 +13,7 @@ from vaecli.analysis import traversal
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Statistics
 from vaecli.analysis.traversal import Mover
+from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, InputError, MachineError, VaeError
@@ -192,7 +193,7 @@ def _statistics(loaded: Loaded, dataset: Dataset) -> tuple[Statistics, str]:
     split = dataset.split("val")
     total = min(len(split), RANKED_BY)
     with streams.progress("ranking latents", total) as advance:
-        batches = limited(split.batches(BATCH), RANKED_BY)
+        batches = limited(split.batches(at_once(loaded.info.shape, BATCH)), RANKED_BY)
         stats = latent_statistics(loaded.model, batches, loaded.hyper, advance)
     return stats, f"{total:,} images of {split.name}"
 

@@ -62,6 +62,7 @@ class Level:
     `standard`  its prior is N(0, I) whatever stands above.
     `inferred`  False for noise that no encoder recovers from an image.
     `factors`   of labels: the data's factors that its blocks stand for, one name a block.
+    `ordered`   of codes: neighbouring indices are neighbouring values, so that they are numbers to compare.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Level:
     inferred: bool = True
     sizes: tuple[int, ...] = ()
     factors: tuple[str, ...] = ()
+    ordered: bool = False
 
     @property
     def size(self) -> int:
@@ -135,6 +137,7 @@ class Model(nn.Module):
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
+    `origin`           of weights that training started from: `path`, `sha256` and `step`; None for a start from scratch.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("main",)
@@ -149,6 +152,7 @@ class Model(nn.Module):
         self.info = info
         self.levels: tuple[Level, ...] = ()
         self.precision: Precision = "fp32"
+        self.origin: dict[str, Any] | None = None
 
     def network(self, net: nn.Module, x: Tensor) -> Tensor:
         """What `net` makes of `x`, in the model's precision while training and in full precision otherwise.

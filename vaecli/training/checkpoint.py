@@ -178,6 +178,7 @@ def describe(model: Model, config: RunConfig, step: int) -> str:
             "step": step,
             "config": config.to_tree(),
             "data": asdict(model.info),
+            **({} if model.origin is None else {"origin": model.origin}),
         },
         sort_keys=True,
         indent=1,
@@ -398,6 +399,17 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
     return config, info, step
 
 
+def read_origin(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The weights that training started from, of a file that `read_config` has read; None for a start from scratch."""
+    found = json.loads(metadata["vaecli.config"]).get("origin")
+    if found is None:
+        return None
+    kinds = {"path": str, "sha256": str, "step": int}
+    if not isinstance(found, dict) or {key: type(value) for key, value in found.items()} != kinds:
+        raise CheckpointError(f"{path}: the stored origin is damaged")
+    return dict(found)
+
+
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -434,6 +446,7 @@ def load_model(path: Path, device: torch.device) -> Loaded:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: tensor {name} holds values that are not finite")
+    model.origin = read_origin(path, metadata)
     return Loaded(model.to(device).eval(), info, config, step, path)
 
 

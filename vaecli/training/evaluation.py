@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaecli import device
-from vaecli.batch import Batch, Split
+from vaecli.batch import Batch, Split, at_once
 from vaecli.config import RunConfig
 from vaecli.models.base import Model, Player, total
 from vaecli.training.state import TrainState
@@ -28,7 +28,7 @@ def evaluate(model: Model, split: Split, config: RunConfig, state: TrainState, s
     playing = [player for player, _ in state.playing()]
     size = config.train.batch_size
     if not model.batch_dependent:
-        size = max(BATCH, size)
+        size = max(at_once(model.info.shape, BATCH), size)
     sums: dict[str, float] = {}
     kl_D: Tensor | None = None
     seen = 0

@@ -52,7 +52,11 @@ class RunDir:
             raise MachineError(f"{path / '.lock'}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                raise MachineError(
+                    f"{path}: cannot be locked: {error.strerror}", "choose a file system with locks: --runs-dir"
+                ) from None
             self._lock.seek(0)
             holder = self._lock.read(200).strip() or "another process"
             raise MachineError(f"{path}: in use by {holder}", "wait for it, or start a run of another name") from None

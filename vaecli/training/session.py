@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from json import loads as parse_json
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vaecli import config as configs
-from vaecli import data, device, models, output
+from vaecli import data, device, models, output, paths, safe_files
 from vaecli.config import RunConfig
 from vaecli.config.tree import Tree
 from vaecli.data.base import Dataset, SplitView
@@ -105,7 +106,11 @@ def _start(
     run_dir = rundir.create(wanted.parent, f"{wanted.prefix}-s{config.seed}", wanted.name, wanted.force)
     run_dir.write("config.yaml", configs.dump(config))
     run_dir.status(
-        **rundir.provenance(), device=device.describe(wanted.where), data=dataset.info.source, preset=wanted.prefix
+        **rundir.provenance(),
+        device=device.describe(wanted.where),
+        data=dataset.info.source,
+        preset=wanted.prefix,
+        origin=model.origin,
     )
     return (yield from _train(run_dir, model, config, state, dataset, stop, wanted.started, judge, wanted.alone))
 
@@ -206,6 +211,8 @@ def _take_weights(model: Model, path: str) -> None:
             "model.latent_dim, model.net and the image shape must be the same",
         )
     model.load_state_dict(given)
+    digest = hashlib.sha256(safe_files.read(loaded.path)).hexdigest()
+    model.origin = {"path": paths.portable(str(loaded.path)), "sha256": digest, "step": loaded.step}
     output.notice(f"weights from {loaded.path} (step {loaded.step:,}); the steps count from 0")
 
 
