@@ -91,6 +91,14 @@ def idx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist._idx, "_content", content)
 
 
+def test_published_test_images_can_be_trained_on(idx: None) -> None:
+    joined = data.load(mnist.Config(name="mnist", holdout=0, join=True))
+    assert {name: len(index) for name, index in joined.splits.items()} == {"train": 70}
+    apart = data.load(mnist.Config(name="mnist", holdout=0))
+    assert {name: len(index) for name, index in apart.splits.items()} == {"train": 60, "test": 10}
+    assert torch.equal(joined.batch(torch.arange(70)).x_BCHW, apart.batch(torch.arange(70)).x_BCHW)
+
+
 def test_static_is_what_dynamic_shows_of_held_out_images(idx: None) -> None:
     static, dynamic, plain = (
         data.load(mnist.Config(name="mnist", holdout=10, binarize=how)) for how in ("static", "dynamic", False)

@@ -69,6 +69,7 @@ def test_parameter_counts(written: Any, shape: tuple[int, int, int], encoder_cou
         ("burgess", (1, 64, 64)),
         ("burgess", (3, 32, 32)),
         ("locatello", (3, 64, 64)),
+        ("keras", (3, 28, 12)),
         ({"name": "mlp", "hidden": [8], "activation": "tanh"}, (2, 4, 9)),
         ({"name": "resnet", "width": 4}, (1, 28, 28)),
         ({"name": "resnet", "width": 4, "blocks": 2}, (3, 37, 18)),
@@ -168,6 +169,20 @@ def test_locatello_pads_like_tensorflow() -> None:
     ]
 
 
+def test_keras_net_is_that_of_its_example() -> None:
+    """69,076 and 65,089 parameters in the summaries that the example prints; Glorot-uniform, biases 0."""
+    encoder, decoder = nets.build(READ.validate_python("keras"), (1, 28, 28), 4, 2)
+    assert (parameters(encoder), parameters(decoder)) == (69_076, 65_089)
+    x = torch.rand(2, 1, 28, 28)
+    padded = torch.zeros(2, 1, 29, 29)
+    padded[:, :, :28, :28] = x
+    torch.testing.assert_close(encoder[:2](x), encoder[1](padded))
+    for name, parameter in (*encoder.named_parameters(), *decoder.named_parameters()):
+        assert bool(parameter.any()) == name.endswith("weight")
+    limit = math.sqrt(6 / (16 + 2))  # two latents, whose means and log-variances have a layer each
+    assert 0.8 * limit < encoder[-1].weight.abs().max() <= limit
+
+
 def test_resnet_blocks_add_to_what_passes_through() -> None:
     encoder, _ = build({"name": "resnet", "width": 4}, (3, 4, 4))
     first, block = encoder[0], encoder[1]
@@ -186,6 +201,7 @@ def test_resnet_blocks_add_to_what_passes_through() -> None:
         ("burgess", (1, 28, 28), "64x64 or 32x32"),
         ("burgess", (1, 64, 32), "64x64 or 32x32"),
         ("locatello", (3, 32, 32), "64x64"),
+        ("keras", (1, 30, 28), "halves images twice"),
     ],
 )
 def test_a_wrong_size_names_the_net_both_sizes_and_the_remedy(name: str, shape: Any, wanted: str) -> None:
@@ -215,7 +231,7 @@ def test_unusable_sections_are_refused(written: Any) -> None:
         READ.validate_python(written)
 
 
-@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "mlp", "resnet"])
+@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "keras", "mlp", "resnet"])
 def test_shorthand_is_the_section_and_reads_back(written: str) -> None:
     section = READ.validate_python(written)
     assert section == READ.validate_python({"name": written})

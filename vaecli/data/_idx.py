@@ -26,10 +26,13 @@ class IdxConfig(DataConfig):
     `binarize`: true makes pixels of 0.5 and more white, others black. `dynamic` throws a coin for each pixel, white
     with the probability of its grey, anew in every step of training; `static` throws them once, for all models alike,
     as `dynamic` does for images that are not trained on.
+
+    `join`: the published test images are trained on with the others, as some examples have it.
     """
 
     holdout: Holdout = 5000
     binarize: bool | Literal["static", "dynamic"] = False
+    join: bool = False
     pad: Annotated[int, Field(ge=0, le=64)] = 0
 
 
@@ -79,7 +82,7 @@ def load(
         value_names=(value_names,),
         binary=bool(config.binarize),
         source={"kind": "idx", "sha256": sha256} | ({"binarize": config.binarize} if thrown else {}),
-        test=TEST,
+        test=0 if config.join else TEST,
     )
 
 

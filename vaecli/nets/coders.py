@@ -39,6 +39,12 @@ class LocatelloConfig(Section):
     name: Literal["locatello"] = "locatello"
 
 
+class KerasConfig(Section):
+    """The convolutional net of Keras' VAE example for 28x28, with its Glorot-uniform start; sides divisible by 4."""
+
+    name: Literal["keras"] = "keras"
+
+
 class MlpConfig(Section):
     """Fully connected layers for any size: `hidden` widths, reversed in the decoder; none gives a linear model.
 
@@ -68,7 +74,7 @@ def _expand(value: Any) -> Any:
 
 
 NetConfig = Annotated[
-    HigginsFcConfig | BurgessConfig | LocatelloConfig | MlpConfig | ResnetConfig | semafo.SemafoConfig,
+    HigginsFcConfig | BurgessConfig | LocatelloConfig | KerasConfig | MlpConfig | ResnetConfig | semafo.SemafoConfig,
     Field(discriminator="name"),
     BeforeValidator(_expand),
 ]
@@ -84,6 +90,8 @@ def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
     if isinstance(config, LocatelloConfig):
         _check_size(config.name, shape, 64)
         return _locatello(shape, n_out, latent_dim)
+    if isinstance(config, KerasConfig):
+        return _keras(shape, n_out, latent_dim)
     if isinstance(config, MlpConfig):
         return _mlp(config, shape, n_out, latent_dim)
     if isinstance(config, semafo.SemafoConfig):
@@ -158,14 +166,47 @@ def _locatello(shape: Shape, n_out: int, latent_dim: int) -> Pair:
         nn.Unflatten(1, (64, 4, 4)),
         *_deconvolutions([64, 64, 32, 32, shape[0]]),
     )
+    _glorot(encoder, decoder, head, n_out // latent_dim)
+    return encoder, decoder
+
+
+def _glorot(encoder: nn.Sequential, decoder: nn.Sequential, head: nn.Linear, parts: int) -> None:
+    """Glorot-uniform weights and biases of 0."""
     for layer in (*encoder, *decoder):
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    # The original has a layer each for means and log-variances, and Glorot's range depends on a layer's outputs.
-    for part in head.weight.data.chunk(max(1, n_out // latent_dim)):
+    # The originals have a layer each for means and log-variances, and Glorot's range depends on a layer's outputs.
+    for part in head.weight.data.chunk(max(1, parts)):
         nn.init.xavier_uniform_(part)
+
+
+def _keras(shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    channels, height, width = shape
+    if height % 4 or width % 4:
+        raise ConfigError(
+            f"net 'keras' halves images twice, but the data has {height}x{width}",
+            hint="set model.net to mlp or resnet, or data.image_size to 28",
+        )
+    inner = (64, height // 4, width // 4)
+    head = nn.Linear(16, n_out)
+    same = nn.ZeroPad2d((0, 1, 0, 1))  # TensorFlow's "same" of kernel 3 and stride 2 for even sides
+    encoder = nn.Sequential(
+        *(same, nn.Conv2d(channels, 32, 3, stride=2), nn.ReLU()),
+        *(same, nn.Conv2d(32, 64, 3, stride=2), nn.ReLU()),
+        nn.Flatten(),
+        *_dense([_values(inner), 16], nn.ReLU()),
+        head,
+    )
+    decoder = nn.Sequential(
+        *_dense([latent_dim, _values(inner)], nn.ReLU()),
+        nn.Unflatten(1, inner),
+        *(nn.ConvTranspose2d(64, 64, 3, stride=2, padding=1, output_padding=1), nn.ReLU()),
+        *(nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1), nn.ReLU()),
+        nn.ConvTranspose2d(32, channels, 3, padding=1),
+    )
+    _glorot(encoder, decoder, head, n_out // latent_dim)
     return encoder, decoder
 
 
