@@ -65,7 +65,8 @@ def run(
             raise InputError(f"{loaded.path}: the codes of {names[0]} and {names[1]} are not finite")
         space = None if spherical else _space(model)
         if space is not None:
-            z_SD = space.way(*torch.from_numpy(ends_2D), torch.from_numpy(t_S)).numpy()
+            a_D, b_D = torch.from_numpy(ends_2D)
+            z_SD = space.way(a_D, b_D, torch.from_numpy(t_S)).numpy()
         else:
             z_SD = (great_circle if spherical else straight)(ends_2D[0], ends_2D[1], t_S)
         parts = torch.split(torch.from_numpy(z_SD).float(), at_once(loaded.info.shape, BATCH))

@@ -4,7 +4,7 @@ Shapes: B batch, D latents of a level (its values flattened), V values of a labe
 """
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributions as td
@@ -100,6 +100,42 @@ class UniformIndices(td.Distribution):
         return torch.randint(self.codes, (*sample_shape, *self.shape), device=self.device)
 
 
+class Space(Protocol):
+    """Where latents live that are not any numbers: a sphere, a ball."""
+
+    text: str  # what a way is
+
+    def project(self, z_ND: Tensor) -> Tensor:
+        """The point of the space that stands for z, which may lie outside."""
+        ...
+
+    def placed(self, z_ND: Tensor, column: int, value_N: Tensor) -> Tensor:
+        """Points of the space whose coordinate is that value, the others as near as may be to what they were."""
+        ...
+
+    def way(self, a_D: Tensor, b_D: Tensor, t_S: Tensor) -> Tensor:
+        """The shortest way from a to b at even speed, at shares t of it, (S, D)."""
+        ...
+
+
+class Curved(td.Distribution):
+    """A density over a `Space`, with respect to that space's own volume; the latents of a draw belong together.
+
+    `unit` says in a word what `values` counts.
+    """
+
+    space: Space
+    unit: str
+
+    def values(self, column: int, t_S: Tensor) -> Tensor:
+        """What a coordinate takes at the values `t_S` of a traversal, (S,), float64."""
+        raise NotImplementedError
+
+    def tempered(self, temperature: float) -> Tensor:
+        """A draw with deviations from the mode scaled."""
+        raise NotImplementedError
+
+
 @td.register_kl(Gaussian, Gaussian)  # type: ignore[no-untyped-call, untyped-decorator]
 def _kl_gaussians(q: Gaussian, p: Gaussian) -> Tensor:
     """0.5 (d^2 / s_p^2 + r - 1 - log r) with r the ratio of variances; expm1 keeps the digits where they agree."""
@@ -168,6 +204,8 @@ def sample(q: td.Distribution, temperature: float = 1.0) -> Tensor:
         return mode(q)
     if isinstance(q, UniformIndices):  # flat at any temperature
         return q.sample()
+    if isinstance(q, Curved):
+        return q.tempered(temperature)
     if isinstance(q, td.Independent):
         return sample(q.base_dist, temperature)
     if isinstance(q, (td.Normal, td.Uniform)):
@@ -242,6 +280,6 @@ def _total(per_latent: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Gaussian", "Indices", "Point", "Standard", "UniformIndices", "exact_kl", "exact_moments",
+    "Curved", "Gaussian", "Indices", "Point", "Space", "Standard", "UniformIndices", "exact_kl", "exact_moments",
     "log_prob", "mode", "moments", "rate", "sample",
 ]  # fmt: skip
