@@ -1,5 +1,6 @@
 """The linear VAE in closed form, against its objective in float64 and against what a search finds no better."""
 
+import json
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from vaecli import models, registry
 from vaecli.batch import DataInfo
 from vaecli.data.base import Dataset, Floats
 from vaecli.errors import InputError
+from vaecli.training import checkpoint
 
 PIXELS, N = 6, 500
 EIGENVALUES = np.array([4.0, 2.0, 1.0, 0.15, 0.1, 0.1])
@@ -107,4 +109,17 @@ def test_more_beta_than_the_data_carry_leaves_the_mean() -> None:
 def test_its_facts_are_shown(vae: Any) -> None:
     made = vae("train", "--data", "squares", "--model", "linear-vae", "--latent-dim", 3, "--runs-dir", "runs", "-q")
     done: Result = vae("analyze", made.out.strip(), "--split", "train")
-    assert "in closed form: explained 0." in done.err and "active latents 3" in done.err
+    assert "model: explained 0." in done.err and "active latents 3" in done.err
+
+
+def test_a_learned_variance_is_a_fact(vae: Any) -> None:
+    net = ("-S", "model.net={name: mlp, hidden: [8]}", "--steps", 20, "--runs-dir", "runs", "-q")
+    for variance, buffer in (("learned", "log_sigma"), ("running", "variance"), ("optimal", "variance")):
+        likelihood = f"model.likelihood={{name: gaussian, variance: {variance}}}"
+        made = vae("train", "--data", "squares", "--model", "vae", "-S", likelihood, *net)
+        found = json.loads(vae("analyze", made.out.strip(), "--json", "-q").out)["facts"]
+        stored = checkpoint.load(made.out.strip(), torch.device("cpu")).model.state_dict()[f"likelihood.{buffer}"]
+        expected = float((2 * stored).exp() if buffer == "log_sigma" else stored)
+        assert found == {"noise_variance": pytest.approx(expected, rel=1e-6)} and 0 < expected < 1
+    made = vae("train", "--data", "squares", "--model", "vae", "-S", "model.likelihood={name: gaussian}", *net)
+    assert json.loads(vae("analyze", made.out.strip(), "--json", "-q").out)["facts"] == {}

@@ -375,7 +375,7 @@ class Model(nn.Module):
         return -found
 
     def facts(self) -> dict[str, float]:
-        """Numbers that the model has in closed form, for `analyze`: of a fit, over the images it is of."""
+        """Numbers that the model knows of itself, for `analyze`: of a fit, over the images it is of."""
         return {}
 
     @property
@@ -448,6 +448,11 @@ class NetModel(Model):
     def out(self, z_BD: Tensor) -> Tensor:
         """The decoder's raw output, which the likelihood reads, (B, C, H, W)."""
         return self.network(self.decoder, z_BD)
+
+    def facts(self) -> dict[str, float]:
+        sigma = getattr(self.likelihood, "log_sigma", None)
+        variance = getattr(self.likelihood, "variance", None) if sigma is None else (2 * sigma.detach()).exp()
+        return {} if variance is None else {"noise_variance": float(variance)}
 
     def image(self, values: Values) -> Tensor:
         return self.likelihood.mean(self.out(values["z"]))
