@@ -1,5 +1,6 @@
 """What `vae sample` draws from, in one place: samples, the variance of samples and the classifier's p(z) are of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from vaecli.errors import ConfigError
 from vaecli.models.base import Model, NoPrior, Values
 from vaecli.training import stored_density
 from vaecli.training.checkpoint import Loaded
+
+CHUNK = 64  # drawn at a time, always whole: the first images do not depend on how many are asked for
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Source:
         if temperature != 1.0:
             raise ConfigError("a temperature scales the model's own prior", "--density none draws from it")
         return self.model.unflatten(self.density.sample(n).to(self.model.device))
+
+    def images(self, n: int, temperature: float = 1.0) -> Iterator[tuple[Tensor, Values]]:
+        """n expected images (B, C, H, W) with the draws they are of, chunk by chunk; seed torch's generator first."""
+        for start in range(0, n, CHUNK):
+            values, keep = self.draw(CHUNK, temperature), min(CHUNK, n - start)
+            yield self.model.image(values)[:keep], {name: value[:keep] for name, value in values.items()}
 
     def table(self, n: int) -> Tensor | None:
         """n draws of the levels inferred, (n, D), on the model's device; None where there is nothing to draw from."""

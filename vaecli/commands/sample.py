@@ -15,7 +15,6 @@ from vaecli.errors import ConfigError
 from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "samples.png"
-CHUNK = 64  # drawn at a time, always whole: the first images do not depend on how many are asked for
 
 
 def run(
@@ -58,9 +57,6 @@ def run(
 
 def draw(source: Source, n: int, temperature: float) -> Iterator[tuple[Array, Array]]:
     """`n` images (float32 NCHW) with their latents (float32 ND), chunk by chunk; seed torch's generator first."""
-    model = source.model
-    for start in range(0, n, CHUNK):
-        values = source.draw(CHUNK, temperature)
-        x_BCHW, z_BD = model.image(values), model.flatten(values, model.levels)
-        keep = min(CHUNK, n - start)
-        yield x_BCHW[:keep].float().cpu().numpy(), z_BD[:keep].float().cpu().numpy()
+    for x_BCHW, values in source.images(n, temperature):
+        z_BD = source.model.flatten(values, source.model.levels)
+        yield x_BCHW.float().cpu().numpy(), z_BD.float().cpu().numpy()

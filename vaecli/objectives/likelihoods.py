@@ -87,7 +87,13 @@ LikelihoodConfig = Annotated[
 
 
 class Likelihood(nn.Module):
-    """p(x|out), where `out` (B, C, H, W) is the decoder's raw output."""
+    """p(x|out), where `out` (B, C, H, W) is the decoder's raw output.
+
+    `levels`: how many values a pixel has, evenly spaced in [0, 1], of whose images it is a probability; None of a
+    density.
+    """
+
+    levels: int | None = None
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         """The expected image, (B, C, H, W)."""
@@ -108,6 +114,8 @@ class Likelihood(nn.Module):
 
 class Bernoulli(Likelihood):
     """Independent coins; for pixels between 0 and 1 the cross-entropy, as is usual."""
+
+    levels = 2
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         return torch.sigmoid(out_BCHW)
@@ -260,6 +268,8 @@ class ContinuousBernoulli(Likelihood):
 class DiscretizedLogistic(Likelihood):
     """One scale for all pixels, learned through its logarithm; the output's mean is the expected image but for the cut
     at 0 and 1."""
+
+    levels: int
 
     def __init__(self, levels: int, scale: float) -> None:
         super().__init__()
