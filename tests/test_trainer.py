@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,50 @@ def test_divergence_is_reported_and_the_weights_stay_finite(
     assert json.loads(Path("runs/d/run.json").read_text())["status"] == "diverged"
     assert json.loads(vae("info", "runs/d", "--json").out)["step"] == 25
     assert vae("analyze", "runs/d").code == 0  # the weights before the bad step were kept, and are finite
+
+
+def test_what_blew_up_takes_no_sound_weights_along(vae: Callable[..., Result]) -> None:
+    """Finite is not sound: a loss far above the untrained model's is warned of, and the last sound step stays."""
+    often = ("-S", "train.save_every=4", "-S", "train.keep=1", "--runs-dir", "runs")
+    points = "optim.lr={{schedule: piecewise, points: [[0, 1e-3],[20, 1e-3],[{}]]}}"
+    done = vae("train", *TINY, "--model", "vae", "-S", points.format("21, 5"), "--steps", 60, *often, "--name", "w")
+    assert done.code == 0 and done.err.count("that of the untrained model was") == 1, done.err
+    assert "step 24: the loss is" in done.err and "step 20 is kept" in done.err
+    sound = "runs/w/checkpoints/step-00000020"
+    assert json.loads(vae("analyze", sound, "--json").out)["totals"]["elbo"] > -200
+    assert json.loads(vae("analyze", "runs/w", "--json").out)["totals"]["elbo"] < -1e4
+    # What lies between two saves is left behind, and the hint leads to weights that can be trained on.
+    done = vae("train", *TINY, "--model", "vae", "-S", points.format("24, 1e6"), "--steps", 60, *often, "--name", "d")
+    assert done.code == 4, done.err
+    named = re.search(r"--init-from (\S+)", done.err)
+    assert named is not None and json.loads(vae("info", named[1], "--json").out)["step"] == 20
+    assert vae("train", *TINY, "--model", "vae", "--init-from", named[1], "--steps", 5).code == 0
+
+
+def test_a_divergence_before_anything_was_saved_keeps_the_last_finite_weights(vae: Callable[..., Result]) -> None:
+    lr = "optim.lr={schedule: piecewise, points: [[0, 1e-3],[20, 1e-3],[24, 1e6]]}"
+    done = vae("train", *TINY, "--model", "vae", "-S", lr, "--steps", 400, "--runs-dir", "runs", "--name", "e")
+    assert done.code == 4 and "--init-from runs/e" in done.err
+    assert vae("info", "runs/e").code == 0
+
+
+def test_best_by_validation_stays_beside_the_newest(vae: Callable[..., Result]) -> None:
+    options = ("-S", "train.save_every=20", "-S", "train.eval_every=20", "-S", "train.keep=1", "--runs-dir", "runs")
+    lr = "optim.lr={schedule: piecewise, points: [[0, 1e-3],[60, 1e-3],[61, 0.3]]}"  # gets worse from there
+    run = Path(
+        vae("train", *TINY, "--model", "vae", "-S", lr, "--steps", 60, *options, "--name", "b", "-q").out.strip()
+    )
+    assert vae("train", "--resume", run, "--steps", 120, "-q").code == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {r["step"]: r["loss"] for r in records if r["kind"] == "val"}
+    least = min(losses, key=losses.__getitem__)
+    assert least < 120 and os.readlink(run / "checkpoints" / "best") == f"step-{least:08d}"
+    assert {p.name for p in (run / "checkpoints").glob("step-*")} >= {f"step-{least:08d}", "step-00000120"}
+    assert json.loads(vae("info", run / "checkpoints" / "best", "--json").out)["step"] == least
+    # A schedule moves the objective itself: losses of two steps are of two objectives.
+    beta = "model.beta={schedule: linear, start: 0, end: 4, steps: 40}"
+    moving = vae("train", *TINY, "--model", "beta-vae", "-S", beta, "--steps", 40, *options, "--name", "m", "-q")
+    assert not (Path(moving.out.strip()) / "checkpoints" / "best").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,11 @@ def commit(
     keep: int,
     optimizers: Mapping[str, Tensor],
     state: Mapping[str, Any],
+    best: int | None = None,
+    spared: Collection[int | None] = (),
 ) -> Path:
-    """Write `folder/step-N`, then point `folder/latest` at it and drop all but the newest `keep` steps.
+    """Write `folder/step-N`, then point `folder/latest` at it and `folder/best` at the step `best`, and drop all but
+    the newest `keep` steps, the best and those `spared`.
 
     `optimizers` and `state` (JSON values) go to `trainer/`. MachineError if the disk refuses; nothing is half made.
     """
@@ -118,7 +121,7 @@ def commit(
         "trainer/state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
     }
     chance = os.urandom(8).hex()
-    aside, temporary, link = (folder / f".tmp-{what}{final.name}-{chance}" for what in ("old-", "", "latest-"))
+    aside, temporary, link = (folder / f".tmp-{what}{final.name}-{chance}" for what in ("old-", "", "link-"))
     try:
         _require_own(folder)
         _write_all(temporary, contents)
@@ -128,6 +131,9 @@ def commit(
         FILES.fsync_folder(folder)
         FILES.symlink(final.name, link)
         FILES.rename(link, folder / "latest")
+        if best is not None:
+            FILES.symlink(f"step-{best:08d}", link)
+            FILES.rename(link, folder / "best")
         FILES.fsync_folder(folder)
         shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -143,6 +149,8 @@ def commit(
             f"it needs {needed:,} bytes, {free:,} are free; the previous checkpoint is intact",
         ) from error
     for old in _steps(folder)[keep:]:
+        if int(old.name[5:]) in (best, *spared):
+            continue
         try:
             FILES.remove(old)
         except OSError as error:

@@ -104,6 +104,10 @@ class TrainState:
     window: dict[str, float] = field(default_factory=dict)  # sums of logged scalars since the last record
     window_steps: int = 0
     norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm  # of the gradients
+    untrained: float | None = None  # the loss of the first step
+    loss: float | None = None  # of the step before, or a mean over those since
+    sound_step: int | None = None  # the newest that was saved while `sound`
+    best: tuple[float, int] | None = None  # the least held-out loss of a step that was saved, and the step
 
     @classmethod
     def fresh(cls, model: Model, config: RunConfig) -> "TrainState":
@@ -114,6 +118,13 @@ class TrainState:
             for _, optimizer in state.players.values():
                 optimizers.quicken(optimizer)
         return state
+
+    @property
+    def sound(self) -> bool:
+        """Whether the loss is not far above that of the untrained model: numbers that are finite need not be sound."""
+        if self.loss is None or self.untrained is None:
+            return True
+        return self.loss <= self.untrained + abs(self.untrained)
 
     @property
     def stage(self) -> Stage:
@@ -133,6 +144,9 @@ class TrainState:
         """Add to the window what `steps` steps logged."""
         for name, value in values.items():
             self.window[name] = self.window.get(name, 0.0) + value
+        if "loss" in values and len(self.stages) == 1:
+            self.loss = values["loss"] / steps
+            self.untrained = self.loss if self.untrained is None and self.step == 0 else self.untrained
         self.step += steps
         self.window_steps += steps
 
@@ -153,7 +167,8 @@ class TrainState:
         }
 
     def values(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "window": self.window, "window_steps": self.window_steps}
+        kept = {"untrained": self.untrained, "sound_step": self.sound_step, "best": self.best}
+        return {"seconds": self.seconds, "window": self.window, "window_steps": self.window_steps, **kept}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Put back what `tensors` and `values` gave. CheckpointError if it does not fit the optimizers.
@@ -164,6 +179,10 @@ class TrainState:
             self.step, self.seconds = int(values["step"]), float(values["seconds"])
             self.window = {str(k): float(v) for k, v in values["window"].items()}
             self.window_steps = int(values["window_steps"])
+            untrained, sound_step, best = (values.get(key) for key in ("untrained", "sound_step", "best"))
+            self.untrained = None if untrained is None else float(untrained)
+            self.sound_step = None if sound_step is None else int(sound_step)
+            self.best = None if best is None else (float(best[0]), int(best[1]))
             for name, (player, optimizer) in self.players.items():
                 state: dict[int, dict[str, Tensor]] = {}
                 for flat, tensor in tensors.items():
@@ -174,7 +193,7 @@ class TrainState:
                 check_optimizer_state(state, optimizer, self.step if begun else 0)
                 match_layout(state, optimizer)
                 optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise checkpoint.CheckpointError(f"the trainer's state does not fit this model: {error}") from None
 
 

@@ -77,6 +77,9 @@ def fit(
     evaluated = saved = state.step if state.step else None
     prepared: int | None = None  # work between steps comes after saving: a resumed run repeats it
     warm_up, warned, obeyed = 3, False, stop.saves
+    # Held-out losses of one objective: not while it changes from step to step, or from stage to stage.
+    comparable = not schedules.moving(config.model) and len(state.stages) == 1
+    alarmed: int | None = -1  # the sound step after which an unsound one was warned of
     clock = time.monotonic()
     shortened = None  # why a fit has not seen all images
     if not state.players:
@@ -87,14 +90,29 @@ def fit(
         data.order = model.order(train, config.seed, config.train.batch_size)
 
     def save() -> None:
-        nonlocal saved, clock
+        nonlocal saved, clock, alarmed
         state.seconds, clock = state.seconds + time.monotonic() - clock, time.monotonic()
         if not all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point()):
-            raise Diverged(f"training diverged: the weights are not finite after step {state.step:,}", remedy(run))
+            raise Diverged(
+                f"training diverged: the weights are not finite after step {state.step:,}", remedy(run, state)
+            )
+        if state.sound:
+            state.sound_step = state.step
+        if comparable and evaluated == state.step and (loss := evaluation.get("loss")) is not None:
+            state.best = (loss, state.step) if state.best is None or loss <= state.best[0] else state.best
+        best = None if state.best is None else state.best[1]
         checkpoint.commit(
-            run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values()
-        )
+            run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values(),
+            best=best, spared=(state.sound_step,),
+        )  # fmt: skip
         saved = state.step
+        if not state.sound and alarmed != state.sound_step:
+            alarmed = state.sound_step
+            kept = f"; step {state.sound_step:,} is kept" if state.sound_step is not None else ""
+            output.warning(
+                f"step {state.step:,}: the loss is {state.loss:.4g}, that of the untrained model was "
+                f"{state.untrained:.4g}: lower optim.lr, or set optim.grad_clip{kept}"
+            )
 
     while True:
         # ---- boundary: the only place that evaluates, saves or stops
@@ -162,9 +180,9 @@ def fit(
                 _collect(run, model, config, state, data, recorded, reached)
         except Diverged as error:
             with contextlib.suppress(Diverged):  # unless these are not finite either
-                if saved != state.step:
+                if saved != state.step and (state.sound or state.sound_step is None):
                     save()
-            error.hint = remedy(run)
+            error.hint = remedy(run, state)
             raise
         if state.step % config.train.log_every == 0:
             means = state.take_means()
@@ -263,9 +281,12 @@ def diverged(
     )
 
 
-def remedy(run: RunDir) -> str:
-    """What to try after a divergence, and what there is to go on from."""
+def remedy(run: RunDir, state: TrainState) -> str:
+    """What to try after a divergence, and what there is to go on from: the last weights that were sound."""
     last = "there is no checkpoint to go on from"
     if (run.checkpoints / "latest").exists():
-        last = f"to go on from the last finite weights with other settings, vae train --init-from {run.path}"
+        sound = run.checkpoints / f"step-{state.sound_step or 0:08d}"
+        newest = sound.name == (run.checkpoints / "latest").resolve().name
+        start = sound if sound.is_dir() and not newest else run.path
+        last = f"to go on from the last sound weights with other settings, vae train --init-from {start}"
     return f"lower optim.lr, or set optim.grad_clip; {last}"
