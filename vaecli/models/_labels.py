@@ -3,6 +3,7 @@
 Shapes: B batch, K labelled factors, C their values side by side.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import Mixed, Order, WarmUp
 from vaecli.errors import ConfigError, InputError
-from vaecli.models.base import Level, NetConfig, NetModel
+from vaecli.models.base import Level, NetConfig, NetModel, Values
 from vaecli.nets import coders, semafo
-from vaecli.objectives import labels, likelihoods
+from vaecli.objectives import distributions, labels, likelihoods
 from vaecli.registry import nearest
 from vaecli.settings.section import Count, Fraction, Width
 
@@ -55,6 +56,15 @@ class Model(NetModel):
     def level_y(self) -> Level:
         return Level("y", (self.width_y,), "labels", sizes=self.sizes, factors=self.factors)
 
+    def uniform(self, n: int) -> labels.OneHotBlocks:
+        """n labels, every value as likely."""
+        return labels.OneHotBlocks(torch.zeros(n, self.width_y, device=self.device), self.sizes)
+
+    def condition(self, labels_BK: Tensor) -> Values:
+        """y alone; labels of -1 are drawn from its prior, with the same noise whichever they are."""
+        told_BC, known_BC = self.asked_for(labels_BK)
+        return {"y": torch.where(known_BC, told_BC, distributions.sample(self.p("y", {}, len(labels_BK))))}
+
     # ---- the images with labels
 
     def order(self, train: Split, seed: int, batch_size: int) -> Order:
@@ -95,6 +105,11 @@ class Model(NetModel):
         if batch.labels_BK is None:
             return torch.full((len(batch.x_BCHW), len(self.sizes)), -1, device=batch.x_BCHW.device)
         return batch.labels_BK[:, self.columns]
+
+    def known_mean(self, values_B: Tensor, labelled_B: Tensor) -> Tensor:
+        """The mean over the images with labels, for the record: no number for held-out ones, which show none."""
+        mean = mean_over(values_B, labelled_B)
+        return mean if self.training or bool(labelled_B.any()) else mean * math.nan
 
     def asked_for(self, labels_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Labels as one-hot blocks (B, C), and as bool (B, C) the blocks that are known. InputError for values that

@@ -15,7 +15,6 @@ Where an image has some labels and lacks others, it counts as labelled, and the 
 their entropy.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -184,8 +183,7 @@ class Model(_labels.Model):
         logged = {"recon": recon_B.mean(), "kl": kl, "elbo": -(recon_B.mean() + kl), "label": label_B.mean()}
         logged["entropy"] = q_y.entropy().mean()
         if self.config.update_mode == "sum":
-            classifier = _labels.mean_over(told_B, labelled_B)
-            logged["classifier"] = classifier if self.training or bool(labelled_B.any()) else classifier * math.nan
+            logged["classifier"] = self.known_mean(told_B, labelled_B)
         return {
             "labelled": Term(_labels.mean_over(loss_B, labelled_B)),
             "unlabelled": Term(_labels.mean_over(loss_B, ~labelled_B)),
