@@ -10,7 +10,7 @@ import torch
 
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import aggregate, diagnosis, draws, metrics, probes, tables
+from vaecli.analysis import aggregate, diagnosis, draws, metrics, probes, quality, tables
 from vaecli.analysis import codes as code_files
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.codes import Array, Codes
@@ -46,6 +46,7 @@ class Analysis:
     codes: Codes | None = None  # where metrics or the diagnosis needed them
     diagnosis: dict[str, Any] = field(default_factory=dict)
     results: list[metrics.Result] = field(default_factory=list)
+    judged: quality.Quality = field(default_factory=quality.Quality)
 
     def record(self) -> dict[str, Any]:
         return {
@@ -58,6 +59,7 @@ class Analysis:
             **_record(self),
             "levels": tables.level_records(self.stats),
             "facts": self.loaded.model.facts(),
+            **self.judged.record(),
         }
 
 
@@ -104,8 +106,9 @@ def analyze(
     batch_size: int = 512,
     seed: int = 0,
     lenient: bool = True,
+    asked: quality.Request = quality.NOTHING,
 ) -> Analysis:
-    """Statistics, verdict and, on demand, the diagnosis of q(z) and metrics; progress on stderr.
+    """Statistics, verdict and, on demand, the diagnosis of q(z), metrics and what is `asked`; progress on stderr.
 
     Over `limit` images of a split, but for the parts that run the model many times, which take a part of these.
     `lenient`: a metric whose library is missing is a result with a problem, and no ConfigError.
@@ -119,6 +122,7 @@ def analyze(
     streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(whole):,} images")
     model, names = loaded.model, loaded.model.latent_names()
     hyper = loaded.hyper
+    prepared = quality.prepare(asked, loaded, dataset, view)
     devices.seed(seed, "analyze")
     with torch.inference_mode(), streams.progress("analyzing", images) as advance:
         batches = limited(view.batches(batch_size), images)
@@ -129,14 +133,17 @@ def analyze(
     unusable = {"not finite": "the codes are not finite", "n/a": "one image is too few"}.get(verdict.name)
     if not model.inferred:
         unusable = "nothing infers latents from an image"
+    judged = quality.Quality()
+    if verdict.name != "not finite":
+        judged = quality.measure(asked, prepared, loaded, dataset, view, seed)
     if unusable is not None or not (metric_names or diagnose):
         results = [metrics.Result(name, None, problem=unusable) for name in metric_names]
-        return Analysis(loaded, dataset, view, seed, stats, verdict, latents, results=results)
+        return Analysis(loaded, dataset, view, seed, stats, verdict, latents, results=results, judged=judged)
     with streams.progress("encoding", images) as advance:
         codes = code_files.encode(loaded, view, images, batch_size, advance)
     numbers: dict[str, Any] = {}
     if diagnose:
-        source = draws.source(loaded)
+        source = draws.source(loaded, asked.density)
         columns, numbers = _of_codes(
             codes, _posterior(loaded, view, stats, codes, seed), _prior(source, stats, seed), standard(stats), seed
         )
@@ -149,7 +156,7 @@ def analyze(
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
     results = _metrics(metric_names, _numbers(codes, stats), seed, lenient)
-    return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results)
+    return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
 
 
 def analyze_codes(

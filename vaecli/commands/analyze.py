@@ -12,6 +12,7 @@ from vaecli import output as streams
 from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes, diagnosis, metrics, tables
 from vaecli.analysis.analyze import Analysis, CodesAnalysis
+from vaecli.analysis.quality import NOTHING, Request
 from vaecli.errors import ConfigError, FailedVerdict
 from vaecli.training import checkpoint as checkpoints
 
@@ -29,6 +30,7 @@ def run(
     json: bool = False,
     csv: bool = False,
     data_at: str | None = None,
+    asked: Request = NOTHING,
 ) -> None:
     """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
@@ -51,17 +53,22 @@ def run(
         streams.notice("without --diagnosis a mismatch with the prior is only seen in means and variances")
     found: Analysis | CodesAnalysis
     if checkpoint.lower().endswith(".npz"):
+        if asked.samples is not None or asked.nll is not None:
+            raise ConfigError("--samples and --nll are for checkpoints; a file of codes has no model")
         found = _of_codes(checkpoint, split, limit, names, diagnose, seed, lenient)
     else:
         loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
         dataset = data.load(loaded.config.data, loaded.info)
         found = analysis.analyze(
             loaded, dataset, split, limit, metric_names=names, diagnose=diagnose, batch_size=batch_size, seed=seed,
-            lenient=lenient,
+            lenient=lenient, asked=asked,
         )  # fmt: skip
     for name, value in tables.totals(found.stats).items():
         if isinstance(value, float) and not math.isfinite(value) and found.stats.n > 1:
             streams.warning(f"{name} is not finite")
+    if isinstance(found, Analysis):
+        for sentence in found.judged.warnings():
+            streams.warning(sentence)
     metrics_alone = bool(names) and not diagnose
     if json:
         streams.result_json(found.record())
@@ -167,6 +174,9 @@ def _rest(
         if (leaks := found.diagnosis.get("leak")) is not None:
             table = tables.leak_table(leaks, found.latents)
             streams.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=to_stderr)
+    if isinstance(found, Analysis):
+        for title, rows in found.judged.tables():
+            streams.table((title, ""), rows, to_stderr=to_stderr, left=2)
     if found.results and with_metrics:
         streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr)
     for result in found.results:
