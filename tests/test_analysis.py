@@ -15,7 +15,7 @@ import torch
 from conftest import TINY, Result
 
 from vaecli import data
-from vaecli.analysis import aggregate, codes, metrics, probes
+from vaecli.analysis import aggregate, codes, likelihood, metrics, probes
 from vaecli.analysis import analyze as analysis
 from vaecli.analysis.metrics.base import Score
 from vaecli.training import checkpoint
@@ -29,7 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "TESTED", 500)
     monkeypatch.setattr(analysis, "COMPARED", 200)
     monkeypatch.setattr(probes, "DECODES", 2000)
-    monkeypatch.setattr(probes, "IMPORTANCE_SAMPLES", 20)
+    monkeypatch.setattr(likelihood, "GLANCE", (20, 200))
 
 
 @pytest.fixture

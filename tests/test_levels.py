@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vaecli import data, device
 from vaecli.analysis import analyze as analysis
-from vaecli.analysis import diagnosis, draws, probes, tables, traversal
+from vaecli.analysis import diagnosis, draws, likelihood, probes, tables, traversal
 from vaecli.analysis.gathering import label_factors, latent_statistics, limited, usage
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 from vaecli.batch import DataInfo
@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, toy_models: list[str]) -> None:
     monkeypatch.setattr(analysis, "TESTED", 200)
     monkeypatch.setattr(analysis, "COMPARED", 100)
     monkeypatch.setattr(probes, "DECODES", 1000)
-    monkeypatch.setattr(probes, "IMPORTANCE_SAMPLES", 10)
+    monkeypatch.setattr(likelihood, "GLANCE", (10, 200))
 
 
 @pytest.fixture
@@ -223,24 +223,25 @@ def test_the_iwae_bound_of_several_levels(run_of: Callable[[str], Path]) -> None
     for name in ("hierarchy", "flow", "stages", "labels"):
         loaded, dataset = load(run_of(name))
         model, view, hyper = loaded.model, dataset.split("val"), loaded.model.hyper(loaded.step)
-        found = probes.iwae(model, view, hyper, images=40, samples=50, seed=1, batch_size=1000)
-        assert found is not None and found.nll < found.negative_elbo
-        device.seed(1, "iwae")
+        assert likelihood.refusal(model, view.take(2).x_BCHW, hyper) is None
+        found = likelihood.estimate(model, view, hyper, 50, images=40, seed=1)
+        assert found.nll < found.negative_elbo
         weights = []
         with torch.inference_mode():
-            for batch in probes.random_batches(view, 40, 20, 1):
-                x = batch.x_BCHW.repeat_interleave(50, dim=0)
+            for batch in view.sample(40).batches(1):
+                device.seed(1, "nll", int(batch.index_B), 0)
+                x = batch.x_BCHW.expand(likelihood.UNIT, *batch.x_BCHW.shape[1:])
                 drawn = model.infer(x, sample=True)
                 weight = model.log_prob(x, drawn.values, hyper)
                 assert weight is not None
-                weights.append((weight + of_densities(model, drawn)).double().view(20, 50))
-        weight_BK = torch.cat(weights)
+                weights.append((weight + of_densities(model, drawn)).double()[:50])
+        weight_BK = torch.stack(weights)
         assert found.negative_elbo == pytest.approx(-float(weight_BK.mean()), rel=1e-5)
         bound = weight_BK.logsumexp(dim=1) - math.log(50)
         assert found.nll == pytest.approx(-float(bound.mean()), rel=1e-5)
     for name in ("autoencoder", "vq-vae", "adversary"):
         loaded, dataset = load(run_of(name))
-        assert probes.iwae(loaded.model, dataset.split("val"), {}, images=4, samples=2) is None
+        assert likelihood.refusal(loaded.model, dataset.split("val").take(2).x_BCHW, loaded.hyper) is not None
 
 
 @pytest.mark.parametrize("name", ["hierarchy", "flow"])

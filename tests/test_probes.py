@@ -137,27 +137,6 @@ def exact_nll(x_ND: np.ndarray) -> float:
     return float(0.5 * (quadratic.mean() + np.linalg.slogdet(cov)[1] + PIXELS * math.log(2 * math.pi)))
 
 
-def test_iwae_is_exact_where_the_posterior_is() -> None:
-    found = probes.iwae(Linear(), view(300), {}, images=300, samples=2)
-    assert found is not None and found.images == 300 and found.samples == 2
-    expected = exact_nll(view(300).take(300).x_BCHW.flatten(1).numpy())
-    assert found.nll == pytest.approx(expected, abs=1e-9) and found.negative_elbo == pytest.approx(expected, abs=1e-9)
-
-
-def test_iwae_tightens_towards_the_likelihood() -> None:
-    exact = exact_nll(view(300).take(300).x_BCHW.flatten(1).numpy())
-    loose, tight = (probes.iwae(Linear(widen=2.0), view(300), {}, images=300, samples=k) for k in (5, 500))
-    assert loose is not None and tight is not None
-    # KL(q || posterior) of three latents at twice the variance.
-    assert loose.negative_elbo - exact == pytest.approx(1.5 * (1 - math.log(2)), abs=0.1)
-    assert exact - 0.01 < tight.nll < loose.nll < loose.negative_elbo
-    assert tight.nll == pytest.approx(exact, abs=0.01)
-
-
-def test_iwae_of_a_deterministic_code_is_nothing() -> None:
-    assert probes.iwae(Linear(deterministic=True), view(10), {}) is None
-
-
 def test_draws_of_the_prior() -> None:
     drawn = Source(Linear()).table(5)
     assert drawn is not None and drawn.shape == (5, LATENTS)

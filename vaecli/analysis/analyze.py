@@ -10,13 +10,14 @@ import torch
 
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import aggregate, diagnosis, draws, metrics, probes, quality, tables
+from vaecli.analysis import aggregate, diagnosis, draws, likelihood, metrics, probes, quality, tables
 from vaecli.analysis import codes as code_files
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.codes import Array, Codes
 from vaecli.analysis.diagnosis import Evidence, Verdict
 from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import latent_statistics, limited
+from vaecli.analysis.likelihood import Nll
 from vaecli.analysis.statistics import Statistics
 from vaecli.data.base import Dataset, SplitView
 from vaecli.speed import fast
@@ -337,10 +338,11 @@ def _of_model(
     images = min(len(view), probes.VARIANCE_IMAGES)
     with streams.progress("variance loss", images) as advance:
         loss = probes.variance_loss(source, view, images=images, seed=seed, advance=advance)
-    samples = probes.IMPORTANCE_SAMPLES
-    images = min(len(view), probes.DECODES // samples)
-    with streams.progress("IWAE bound", images) as advance:
-        bound = probes.iwae(model, view, hyper, images=images, samples=samples, seed=seed, advance=advance)
+    bound = None
+    if likelihood.refusal(model, view.take(2).x_BCHW, hyper) is None:
+        k, images = likelihood.GLANCE[0], min(len(view), likelihood.GLANCE[1])
+        with streams.progress("IWAE bound", images) as advance:
+            bound = likelihood.estimate(model, view, hyper, k, images=images, seed=seed, advance=advance)
     columns = {
         "gain": worth.gain_D,
         "gain_error": worth.gain_error_D,
@@ -355,9 +357,14 @@ def _of_model(
         "latent_probe": {"images": worth.images, "instead": worth.instead},
         "variance_loss": {**asdict(loss), "gap": loss.gap},
         "gamma": loss.gamma if model.has_likelihood else None,
-        "iwae": None if bound is None else asdict(bound),
+        "iwae": None if bound is None else _glance(bound),
     }
     return columns, numbers
+
+
+def _glance(bound: Nll) -> dict[str, Any]:
+    about = {"nll": bound.nll, "error": bound.error, "negative_elbo": bound.negative_elbo}
+    return {**about, "samples": bound.k, "images": bound.images}
 
 
 def _with_columns(latents: list[dict[str, Any]], columns: Mapping[str, Array | None]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from vaecli.models.base import Hyper, Model, NoPrior, Values
 from vaecli.objectives import distributions
 
 IMAGES = 1000  # over which the mean is taken unless told otherwise
+GLANCE = (100, 200)  # draws an image and images of a first look, in a full diagnosis
 UNIT = 100  # draws of an image that share a seed
 READ = 128  # images whose features are computed at a time
 VALUES = 1 << 22  # pixels decoded at a time

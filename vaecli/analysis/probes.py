@@ -1,8 +1,8 @@
-"""What can only be learned by running a trained model: what each latent is worth, variance loss, the IWAE bound.
+"""What can only be learned by running a trained model: what each latent is worth, and variance loss.
 
 Everything in nats, in evaluation mode. A probe seeds torch's global generator itself, from `seed` and its own name.
 
-Shapes: B batch, C H W image, D latents, K importance samples, P = C H W pixels.
+Shapes: B batch, C H W image, D latents, P = C H W pixels.
 """
 
 import contextlib
@@ -16,18 +16,15 @@ from torch import Tensor
 
 from vaecli import device
 from vaecli.analysis.draws import Source
+from vaecli.analysis.likelihood import CERTAIN
 from vaecli.analysis.statistics import Moments
 from vaecli.analysis.traversal import followers, movers
 from vaecli.batch import Batch
 from vaecli.data.base import SplitView
 from vaecli.models.base import Hyper, Model, NoPrior
-from vaecli.objectives import distributions
 
-DECODES = 20_000  # images decoded by a probe that goes through the latents or the importance samples
-IMPORTANCE_SAMPLES = 100
+DECODES = 20_000  # images decoded by a probe that goes through the latents
 VARIANCE_IMAGES = 10_000
-
-CERTAIN = (distributions.Point, distributions.Indices)  # posteriors without a density
 
 Advance = Callable[[float], None]
 
@@ -235,61 +232,3 @@ def variance_loss(
         float(sampled.mean),
         x.n,
     )
-
-
-@dataclass(frozen=True)
-class Iwae:
-    """-log p(x) in nats, bounded from above by importance sampling with K draws from q(z|x) (Burda et al. 2016, eq. 8).
-
-    `nll` is at most the negative ELBO of the same images and falls towards -log p(x) as K grows.
-    """
-
-    nll: float
-    error: float
-    negative_elbo: float  # of the same images and draws: the bound at K = 1
-    samples: int
-    images: int
-
-
-def iwae(
-    model: Model,
-    view: SplitView,
-    hyper: Hyper,
-    *,
-    images: int = DECODES // IMPORTANCE_SAMPLES,
-    samples: int = IMPORTANCE_SAMPLES,
-    batch_size: int = 512,
-    seed: int = 0,
-    advance: Advance = _quiet,
-) -> Iwae | None:
-    """The bound over random images; None where there is none: without likelihood or prior, with noise that nothing
-    infers, with points and codes, whose posterior has no density.
-
-    -log (1/K) sum_k p(x|z_k) prod p(z_k) / q(z_k|x) over the levels along K ancestral draws, as a log-sum-exp.
-    `advance` is told the images done.
-    """
-    if not model.has_likelihood or any(not level.inferred for level in model.levels):
-        return None
-    device.seed(seed, "iwae")
-    bound, elbo = Moments(), Moments()
-    with torch.inference_mode():
-        for batch in random_batches(view, images, max(1, batch_size // samples), seed):
-            x = batch.x_BCHW.to(model.device).repeat_interleave(samples, dim=0)
-            found = model.infer(x, sample=True)
-            if any(isinstance(q, CERTAIN) for q in found.posteriors.values()):
-                return None
-            log_prob = model.log_prob(x, found.values, hyper)
-            assert log_prob is not None
-            log_weight = log_prob.cpu().double()
-            for name, q in found.posteriors.items():
-                try:
-                    p = model.p(name, found.values, len(x))
-                except NoPrior:
-                    return None
-                log_p, log_q = (distributions.log_prob(f, found.values[name]).cpu().double() for f in (p, q))
-                log_weight = log_weight + log_p - log_q
-            log_weight_BK = log_weight.view(-1, samples)
-            bound.add(log_weight_BK.logsumexp(dim=1) - math.log(samples))
-            elbo.add(log_weight_BK.mean(dim=1))
-            advance(len(batch.x_BCHW))
-    return Iwae(-float(bound.mean), float(bound.standard_error), -float(elbo.mean), samples, bound.n)
