@@ -179,6 +179,10 @@ def fit(
                     continue
                 _collect(run, model, config, state, data, recorded, reached)
         except Diverged as error:
+            if state.sound_step is not None and len(state.stages) == 1:
+                # The last loss is from before the last update: what that led to is not known yet.
+                found = evaluate(model, held_out, config, state, stop) or {}
+                state.loss = found.get("loss") if found.get("loss") is not None else math.inf
             with contextlib.suppress(Diverged):  # unless these are not finite either
                 if saved != state.step and (state.sound or state.sound_step is None):
                     save()
