@@ -107,7 +107,7 @@ def test_a_section_of_another_name_starts_afresh_but_a_model_keeps_what_it_share
     base += "optim: {name: adagrad, lr: 0.5}"
     other = built(base, "optim.name=adam", "model.net=burgess")
     assert other.optim.lr == 1e-3 and other.model.net.name == "burgess"
-    assert "model.beta: no such option" in refused(base, "model.name=vae")
+    assert "set model.name to beta-vae" in refused(base, "model.name=vae")
     kept = built(base.replace(", beta: 2", ""), "model.name=vae")
     assert kept.model.latent_dim == 4 and kept.model.net.hidden == [9]
 

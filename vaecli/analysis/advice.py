@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vaecli.models.base import Model, NetConfig
+from vaecli.models.base import FreeBitsConfig, Model
 
 EARLY = 1000  # steps before which nothing else is worth trying
 
@@ -61,7 +61,7 @@ def levers(hyper: Mapping[str, float], model: Model | None = None) -> Levers:
         beta = None
     if weight is None or "beta" in hyper:
         beta_norm = None
-    plain = type(model.config).model_fields.keys() <= NetConfig.model_fields.keys() and weight == 1.0
+    plain = type(model.config).model_fields.keys() <= FreeBitsConfig.model_fields.keys() and weight == 1.0
     return Levers(weight, beta, beta_norm, capacity, sigma, plain)
 
 

@@ -19,8 +19,7 @@ from torch.func import functional_call
 from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Posterior, Term, Values
 from vaecli.nets.stochastic import gaussian
-from vaecli.objectives import terms
-from vaecli.objectives.distributions import Gaussian
+from vaecli.objectives.distributions import Gaussian, from_numbers
 from vaecli.settings.section import Width
 
 Samples = Annotated[int, Field(gt=0, le=10_000)]
@@ -66,11 +65,11 @@ class Model(GaussianVAE):
         return [level.name for level in reversed(self.levels)]
 
     def q(self, level: str, features: tuple[Tensor, Tensor], given: Values) -> Gaussian:
-        return _gaussian(self.network(self.above, given["z1"])) if level == "z2" else Gaussian(*features)
+        return from_numbers(self.network(self.above, given["z1"])) if level == "z2" else Gaussian(*features)
 
     def p(self, level: str, given: Values, n: int) -> Distribution:
         if level == "z1":
-            return _gaussian(self.network(self.below, given["z2"]))
+            return from_numbers(self.network(self.below, given["z2"]))
         return super().p(level, given, n)
 
     def image(self, values: Values) -> Tensor:
@@ -140,7 +139,7 @@ class Model(GaussianVAE):
         def held(z_ND: Tensor) -> Tensor:
             return functional_call(self.above, weights, (z_ND,))  # type: ignore[no-any-return]
 
-        return _gaussian(self.network(held, given["z1"]))  # type: ignore[arg-type]
+        return from_numbers(self.network(held, given["z1"]))  # type: ignore[arg-type]
 
 
 class Counted:
@@ -157,12 +156,6 @@ class Counted:
 
 def draws_text(n: int) -> str:
     return f"{n} draw{'s' if n > 1 else ''}"
-
-
-def _gaussian(numbers: Tensor) -> Gaussian:
-    """(N, 2 D) -> N(mean, exp(logvar)) of (N, D)."""
-    mean_ND, logvar_ND = numbers.chunk(2, dim=1)
-    return Gaussian(mean_ND, terms.clamp_logvar(logvar_ND))
 
 
 def _log_prob(p: Distribution, z_ND: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from vaecli.nets import coders
 from vaecli.objectives import distributions, likelihoods, terms
 from vaecli.settings import schedules
 from vaecli.settings.optim import OptimConfig
+from vaecli.settings.schedules import Weight
 from vaecli.settings.section import Precision, Section, Width
 
 Hyper = Mapping[str, float]  # `{"beta": 4.0, "likelihood.sigma": 1.0, ...}` at one step
@@ -419,6 +420,35 @@ class NetConfig(ModelConfig):
     likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()
     net: coders.NetConfig = coders.MlpConfig()
     output_bias: Literal["data", "default"] = "data"
+
+
+class FreeBitsConfig(NetConfig):
+    """The section of models whose objective has a KL of their latents in it.
+
+    `free_bits`: so many nats of each latent's KL, in the mean of a batch, cost the same whether they are used or not.
+    """
+
+    free_bits: Weight = 0.0
+
+
+def kl_terms(config: FreeBitsConfig, kl_BD: Tensor, hyper: Hyper, weight: float = 1.0) -> dict[str, Term]:
+    """The KL as a term of an objective, `kl`; with free bits that is logged alone, as it is and as it counts in the
+    ELBO, and what is minimised is `kl_free`."""
+    kl = kl_BD.sum(dim=1).mean()
+    if schedules.highest(config.free_bits) <= 0:  # an estimate below 0 is to count as such
+        return {"kl": Term(kl, weight)}
+    return {"kl": Term(kl, None), "kl_free": Term(terms.free_bits(kl_BD, hyper["free_bits"]), weight)}
+
+
+def unless_free(hyper: Hyper, weight: float) -> float | None:
+    """The weight of the KL; None where some of it is free."""
+    return None if hyper.get("free_bits", 0.0) > 0 else weight
+
+
+def kl_text(hyper: Hyper, each: str = " over the latents") -> str:
+    """The KL in an objective's text; `each` says what free bits are counted over."""
+    free = hyper.get("free_bits", 0.0)
+    return f"{'sum of ' if each else ''}max({free:.4g}, KL){each}" if free > 0 else "KL"
 
 
 class NetModel(Model):

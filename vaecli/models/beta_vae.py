@@ -9,12 +9,12 @@ from typing import Any, Literal
 from pydantic import model_validator
 from torch import Tensor
 
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
+from vaecli.models.base import FreeBitsConfig, GaussianVAE, Hyper, Posterior, Term, kl_terms, kl_text, unless_free
 from vaecli.objectives import terms
 from vaecli.settings.schedules import Weight
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`beta`, or `beta_norm` = beta * latent_dim / (C H W), which carries over between image and latent sizes."""
 
     name: Literal["beta-vae"] = "beta-vae"
@@ -51,13 +51,13 @@ class Model(GaussianVAE):
 
     def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None
-        return {"kl": Term(q.kl_BD.sum(dim=1).mean(), self.beta(hyper))}
+        return kl_terms(self.config, q.kl_BD, hyper, self.beta(hyper))
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return self.beta(hyper)
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, self.beta(hyper))
 
     def objective_text(self, hyper: Hyper) -> str:
         beta = self.beta(hyper)
         norm = terms.norm_from_beta(beta, self.config.latent_dim, self.info.pixels)
         weight = f"beta = {beta:.4g} (beta_norm = {norm:.3g})"
-        return f"minimise recon + beta KL; {weight}; {self.likelihood.text(hyper)}; {terms.UNITS}"
+        return f"minimise recon + beta {kl_text(hyper)}; {weight}; {self.likelihood.text(hyper)}; {terms.UNITS}"

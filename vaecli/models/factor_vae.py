@@ -14,7 +14,17 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Player, Posterior, Term
+from vaecli.models.base import (
+    FreeBitsConfig,
+    GaussianVAE,
+    Hyper,
+    Player,
+    Posterior,
+    Term,
+    kl_terms,
+    kl_text,
+    unless_free,
+)
 from vaecli.nets import critics
 from vaecli.objectives import terms
 from vaecli.settings import schedules
@@ -31,12 +41,16 @@ def _on_defaults(value: Any) -> Any:
     return value
 
 
-class Config(NetConfig):
-    """`gamma` weighs the total correlation; `critic` is the second network and `critic_optim` its optimizer."""
+class Config(FreeBitsConfig):
+    """`gamma` weighs the total correlation; `critic` is the second network and `critic_optim` its optimizer.
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "critic": {"width": 16, "layers": 2}}
+    `beta` weighs the KL.
+    """
+
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "critic": {"width": 16, "layers": 2}}
     name: Literal["factor-vae"] = "factor-vae"
     gamma: Weight = 35.0
+    beta: Weight = 1.0
     critic: critics.CriticConfig = critics.CriticConfig()
     critic_optim: Annotated[OptimConfig, BeforeValidator(_on_defaults)] = CRITIC_OPTIM
 
@@ -66,7 +80,7 @@ class Model(GaussianVAE):
     def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None
         return {
-            "kl": Term(q.kl_BD.sum(dim=1).mean()),
+            **kl_terms(self.config, q.kl_BD, hyper, hyper["beta"]),
             "tc": Term(self.log_ratio(z_BD).mean(), hyper["gamma"]),
         }
 
@@ -82,12 +96,13 @@ class Model(GaussianVAE):
         return {"told": Term(told), "right": Term(right, None, "share of codes")}
 
     def kl_weight(self, hyper: Hyper) -> float | None:
-        return 1.0 if hyper["gamma"] == 0 else None
+        return unless_free(hyper, hyper["beta"]) if hyper["gamma"] == 0 else None
 
     def objective_text(self, hyper: Hyper) -> str:
         critic, optim = self.config.critic, self.config.critic_optim
         by = f"{critic.layers} layers of {critic.width}, {optim.name} lr {schedules.at(optim.lr, 0):g}"
         return (
-            f"minimise recon + KL + gamma TC; gamma = {hyper['gamma']:.4g}; TC by a critic of {by}; "
+            f"minimise recon + beta {kl_text(hyper)} + gamma TC; beta = {hyper['beta']:.4g}, "
+            f"gamma = {hyper['gamma']:.4g}; TC by a critic of {by}; "
             f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )

@@ -4,7 +4,7 @@ Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive 
 z_0 = mean(x) + sd(x) eps and z_t = g_t z_{t-1} + (1 - g_t) m_t, where g_t and m_t read the latents before each and a
 context h(x); every other step counts the latents from the last. log q(z_T|x) = log N(z_0) - sum_t sum log g_t (eq. 11),
 so that KL(q(z|x) || N(0, I)) is estimated by log q - log p of the draw.
-Free bits (appendix C): loss = recon + sum over latents of max(free_bits, KL of the batch).
+loss = recon + beta KL; `free_bits` are of appendix C.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,24 +14,25 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, TransformedDistribution
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Term, Values
+from vaecli.models.base import FreeBitsConfig, Hyper, Level, NetModel, Term, Values, kl_terms, kl_text, unless_free
 from vaecli.nets.flows import MADE, InverseAutoregressive
 from vaecli.objectives import distributions, terms
-from vaecli.settings.section import NonNegative, Width
+from vaecli.settings.schedules import Weight
+from vaecli.settings.section import Width
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`steps` of the flow, each a masked net of `hidden` widths; without any it is the diagonal Gaussian.
 
-    `free_bits` nats of each latent's KL, in the mean of the batch, cost the same whether they are used or not.
+    `beta` weighs the KL; a latent's part of it, which `free_bits` are of, is what it adds to log q - log p.
     """
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "steps": 2, "hidden": [12]}
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "steps": 2, "hidden": [12]}
     name: Literal["iaf-vae"] = "iaf-vae"
     latent_dim: Width = 32
     steps: Annotated[int, Field(ge=0, le=64)] = 2
     hidden: list[Width] = Field(default=[320], min_length=1, max_length=16)
-    free_bits: NonNegative = 0.0
+    beta: Weight = 1.0
 
 
 class Model(NetModel):
@@ -83,19 +84,13 @@ class Model(NetModel):
     def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         z_BD, rate_BD = self.sample(batch.x_BCHW)
         recon = -self.likelihood.log_prob(batch.x_BCHW, self.out(z_BD), hyper).mean()
-        kl_D = rate_BD.mean(dim=0)
-        kl = kl_D.sum()
-        parts = {"recon": Term(recon), "kl": Term(kl)}
-        if self.config.free_bits > 0:  # at 0 a negative estimate is to count as such
-            parts |= {"kl": Term(kl, None), "kl_free": Term(kl_D.clamp(min=self.config.free_bits).sum())}
-        return {**parts, "elbo": Term(-(recon + kl), None)}
+        kl = kl_terms(self.config, rate_BD, hyper, hyper["beta"])
+        return {"recon": Term(recon), **kl, "elbo": Term(-(recon + kl["kl"].value), None)}
 
     def kl_weight(self, hyper: Hyper) -> float | None:
-        """1, or None where some of the KL is free."""
-        return 1.0 if self.config.free_bits == 0 else None
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
-        free = self.config.free_bits
-        kl = f"sum of max({free:.4g}, KL) over the latents" if free > 0 else "KL"
         how = f"{self.config.steps} steps of inverse autoregressive flow" if self.flow else "a diagonal posterior"
-        return f"minimise recon + {kl}; {how}; {self.likelihood.text(hyper)}; {terms.UNITS}"
+        weight = f"beta = {hyper['beta']:.4g}"
+        return f"minimise recon + beta {kl_text(hyper)}; {weight}; {how}; {self.likelihood.text(hyper)}; {terms.UNITS}"

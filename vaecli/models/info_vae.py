@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
+from vaecli.models.base import FreeBitsConfig, GaussianVAE, Hyper, Posterior, Term, kl_terms, kl_text, unless_free
 from vaecli.objectives import terms
 from vaecli.objectives.mmd import Kernel, mmd2
 from vaecli.settings import schedules
@@ -20,7 +20,7 @@ from vaecli.settings.schedules import Weight
 from vaecli.settings.section import Positive
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`strength` is lambda, which counts against a reconstruction summed over pixels. The kernel is summed over
     `scales` s: exp(-|a - b|^2 / (2 D s)) for `rbf`, 2 D s / (2 D s + |a - b|^2) for `imq`."""
 
@@ -32,20 +32,13 @@ class Config(NetConfig):
 
     @model_validator(mode="after")
     def _weights(self) -> "Config":
-        if _highest(self.alpha) > 1:
+        if schedules.highest(self.alpha) > 1:
             raise ValueError("`alpha` must never exceed 1: the KL would weigh less than nothing")
         if schedules.lowest(self.alpha) + schedules.lowest(self.strength) < 1:
             raise ValueError("`alpha` + `strength` must be at least 1: the MMD would weigh less than nothing")
+        if schedules.highest(self.free_bits) > 0 and schedules.lowest(self.alpha) == 1:
+            raise ValueError("`free_bits` would do nothing: at `alpha` = 1 the KL weighs nothing")
         return self
-
-
-def _highest(value: schedules.Scalar) -> float:
-    """The largest number that `value` stands for at any step."""
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, schedules.Piecewise):
-        return max(number for _, number in value.points)
-    return value.start if isinstance(value, schedules.Decay) else max(value.start, value.end)
 
 
 class Model(GaussianVAE):
@@ -58,16 +51,18 @@ class Model(GaussianVAE):
         assert q.kl_BD is not None
         mmd = mmd2(z_BD, torch.randn_like(z_BD), self.config.kernel, self.config.scales)
         return {
-            "kl": Term(q.kl_BD.sum(dim=1).mean(), 1 - hyper["alpha"]),
+            **kl_terms(self.config, q.kl_BD, hyper, 1 - hyper["alpha"]),
             "mmd": Term(mmd, hyper["alpha"] + hyper["strength"] - 1, "1"),
         }
 
     def kl_weight(self, hyper: Hyper) -> float | None:
-        return 1 - hyper["alpha"] if hyper["alpha"] + hyper["strength"] == 1 else None
+        alone = hyper["alpha"] + hyper["strength"] == 1
+        return unless_free(hyper, 1 - hyper["alpha"]) if alone else None
 
     def objective_text(self, hyper: Hyper) -> str:
         alpha, strength = hyper["alpha"], hyper["strength"]
         return (
-            f"minimise recon + {1 - alpha:.4g} KL + {alpha + strength - 1:.4g} MMD^2({self.config.kernel}); "
-            f"alpha = {alpha:.4g}, lambda = {strength:.4g}; {self.likelihood.text(hyper)}; {terms.UNITS}"
+            f"minimise recon + {1 - alpha:.4g} {kl_text(hyper)} + {alpha + strength - 1:.4g} "
+            f"MMD^2({self.config.kernel}); alpha = {alpha:.4g}, lambda = {strength:.4g}; "
+            f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )

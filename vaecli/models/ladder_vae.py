@@ -11,25 +11,26 @@ loss = -E_q[log p(x|z1)] + beta sum_i E_q[KL(q(z_i|z_{i+1}, x) || p(z_i|z_{i+1})
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Term, Values
+from vaecli.models.base import FreeBitsConfig, Hyper, Level, NetModel, Term, Values, kl_terms, kl_text, unless_free
 from vaecli.nets import coders
 from vaecli.nets.stochastic import dense, gaussian, precision_weighted
 from vaecli.objectives import likelihoods, terms
-from vaecli.objectives.distributions import Gaussian
+from vaecli.objectives.distributions import Gaussian, from_numbers
 from vaecli.settings.schedules import Linear, Weight
 from vaecli.settings.section import Width
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`latent_dim` is the size of z1, which the decoder reads, `upper` those of z2, z3, ... above it.
 
     `hidden` has a width for each level from z1 up, of d_i and of the two-layer nets to and from it. `batch_norm` is of
-    those nets (as in the paper). `beta` weighs the KL.
+    those nets (as in the paper). `beta` weighs the KL; `free_bits` are those of a latent of any level.
     """
 
     tiny: ClassVar[dict[str, Any]] = {
@@ -77,14 +78,14 @@ class Model(NetModel):
         d, seen = self.network(self.encoder, x_BCHW), {}
         for i, (up, head) in enumerate(zip(self.up, self.seen, strict=True), start=1):
             d = self.network(up, d)
-            seen[f"z{i}"] = _gaussian(self.network(head, d))
+            seen[f"z{i}"] = from_numbers(self.network(head, d))
         return seen
 
     def p(self, level: str, given: Values, n: int) -> Distribution:
         if level == self.levels[0].name:
             return super().p(level, given, n)
         i = int(level[1:])
-        return _gaussian(self.network(self.down[i - 1], given[f"z{i + 1}"]))
+        return from_numbers(self.network(self.down[i - 1], given[f"z{i + 1}"]))
 
     def q(self, level: str, features: dict[str, Gaussian], given: Values) -> Distribution:
         seen = features[level]
@@ -113,28 +114,22 @@ class Model(NetModel):
             p = self.p(name, values, len(batch.x_BCHW))  # once: a batch norm counts its batches
             q = self._combined(name, seen[name], p)
             values[name] = q.rsample()
-            kls[name] = kl_divergence(q, p).sum(dim=1).mean()
+            kls[name] = kl_divergence(q, p)
         recon = -self.log_prob(batch.x_BCHW, values, hyper).mean()
-        kl = sum(list(kls.values())[1:], kls[self.levels[0].name])
+        kl = kl_terms(self.config, torch.cat(list(kls.values()), dim=1), hyper, hyper["beta"])
         return {
             "recon": Term(recon),
-            "kl": Term(kl, hyper["beta"]),
-            **{f"kl_{name}": Term(value, None) for name, value in kls.items()},
-            "elbo": Term(-(recon + kl), None),
+            **kl,
+            **{f"kl_{name}": Term(kl_BD.sum(dim=1).mean(), None) for name, kl_BD in kls.items()},
+            "elbo": Term(-(recon + kl["kl"].value), None),
         }
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return hyper["beta"]
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
         way = " -> ".join(f"{level.name} ({level.size})" for level in self.levels)
         return (
-            f"minimise recon + beta KL; beta = {hyper['beta']:.4g}; {way} -> image; {self.likelihood.text(hyper)}; "
-            f"{terms.UNITS}"
+            f"minimise recon + beta {kl_text(hyper)}; beta = {hyper['beta']:.4g}; {way} -> image; "
+            f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )
-
-
-def _gaussian(numbers: Tensor) -> Gaussian:
-    """(B, 2 D) -> N(mean, exp(logvar)) of (B, D)."""
-    mean_BD, logvar_BD = numbers.chunk(2, dim=1)
-    return Gaussian(mean_BD, terms.clamp_logvar(logvar_BD))

@@ -16,26 +16,41 @@ from pydantic import Field
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Posterior, Term, Values
+from vaecli.models.base import (
+    FreeBitsConfig,
+    Hyper,
+    Level,
+    NetModel,
+    Posterior,
+    Term,
+    Values,
+    kl_terms,
+    kl_text,
+    unless_free,
+)
 from vaecli.nets import coders
 from vaecli.objectives import terms
 from vaecli.objectives.spherical import Sphere, UniformOnSphere, VonMisesFisher
+from vaecli.settings.schedules import Weight
 from vaecli.settings.section import NonNegative
 
 KAPPA_MAX = 1e6  # a cap of 0.001 radians; far from where float32 directions lose it
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`latent_dim` coordinates: the sphere itself has one dimension less (theirs of d = 10 has 11 coordinates).
 
     `kappa_min` is added to softplus of the encoder's number: 1 in the authors' code, so that no posterior collapses, 0
     in pythae's. The KL is never below that of this kappa, about kappa_min^2 / (2 D) nats.
+
+    `beta` weighs the KL. It is that of all coordinates together, and so are the `free_bits`.
     """
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "latent_dim": 4}
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "latent_dim": 4}
     name: Literal["svae"] = "svae"
     latent_dim: Annotated[int, Field(ge=2, le=65_536)] = 11
     kappa_min: NonNegative = 1.0
+    beta: Weight = 1.0
 
 
 class Model(NetModel):
@@ -76,20 +91,21 @@ class Model(NetModel):
     def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         q = self.q("z", self.features(batch.x_BCHW), {})
         recon = -self.log_prob(batch.x_BCHW, {"z": q.rsample()}, hyper).mean()
-        kl = q.kl_to_uniform().mean()
+        kl = kl_terms(self.config, q.kl_to_uniform().unsqueeze(1), hyper, hyper["beta"])
         return {
             "recon": Term(recon),
-            "kl": Term(kl),
-            "elbo": Term(-(recon + kl), None),
+            **kl,
+            "elbo": Term(-(recon + kl["kl"].value), None),
             "kappa": Term(q.kappa_B.mean(), None, "1"),
         }
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return 1.0
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
         d = self.config.latent_dim
         return (
-            f"minimise recon + KL(vMF || uniform) on the unit sphere of R^{d}; kappa >= {self.config.kappa_min:.4g}; "
+            f"minimise recon + beta {kl_text(hyper, '')}, vMF to uniform on the unit sphere of R^{d}; "
+            f"beta = {hyper['beta']:.4g}; kappa >= {self.config.kappa_min:.4g}; "
             f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily
 
 from vaecli.batch import Batch, DataInfo, Split
-from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Posterior, Term, Values
+from vaecli.models.base import (
+    FreeBitsConfig,
+    GaussianVAE,
+    Hyper,
+    Level,
+    Posterior,
+    Term,
+    Values,
+    kl_terms,
+    kl_text,
+    unless_free,
+)
 from vaecli.objectives import terms
 from vaecli.objectives.distributions import Gaussian
 from vaecli.settings.schedules import Weight
@@ -21,10 +32,13 @@ from vaecli.settings.schedules import Weight
 EDGE = 0.05  # pseudo-images start this far inside [0, 1], where a sigmoid still moves
 
 
-class Config(NetConfig):
-    """`components` is K. `start`: pseudo-images are at first training images (`data`) or noise around a half."""
+class Config(FreeBitsConfig):
+    """`components` is K. `start`: pseudo-images are at first training images (`data`) or noise around a half.
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "components": 5}
+    `beta` weighs the KL. It is that of all latents together, and so are the `free_bits`.
+    """
+
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "components": 5}
     name: Literal["vamp-vae"] = "vamp-vae"
     latent_dim: int = 40
     components: Annotated[int, Field(gt=0, le=65_536)] = 500
@@ -84,15 +98,16 @@ class Model(GaussianVAE):
         z_BD = terms.reparameterize(mean_BD, logvar_BD)
         recon = -self.likelihood.log_prob(batch.x_BCHW, self.out(z_BD), hyper).mean()
         log_q_B = terms.log_normal(z_BD, mean_BD, logvar_BD).sum(dim=1)
-        kl = (log_q_B - self.log_prior(z_BD)).mean()
-        return {"recon": Term(recon), "kl": Term(kl, hyper["beta"]), "elbo": Term(-(recon + kl), None)}
+        kl = kl_terms(self.config, (log_q_B - self.log_prior(z_BD)).unsqueeze(1), hyper, hyper["beta"])
+        return {"recon": Term(recon), **kl, "elbo": Term(-(recon + kl["kl"].value), None)}
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return hyper["beta"]
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
         return (
-            f"minimise recon + beta KL; beta = {hyper['beta']:.4g}, prior of {self.config.components} pseudo-images; "
+            f"minimise recon + beta {kl_text(hyper, '')}; beta = {hyper['beta']:.4g}, "
+            f"prior of {self.config.components} pseudo-images; "
             f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )
 

@@ -33,6 +33,12 @@ class Gaussian(td.Normal):
         return terms.log_normal(value, self.loc, self.logvar)
 
 
+def from_numbers(numbers: Tensor) -> Gaussian:
+    """A network's numbers (B, 2 D) as N(mean, exp(logvar)) of (B, D); log-variances limited as `terms.clamp_logvar`."""
+    mean_BD, logvar_BD = numbers.chunk(2, dim=1)
+    return Gaussian(mean_BD, terms.clamp_logvar(logvar_BD))
+
+
 class Standard(Gaussian):
     """N(0, I) for n draws of some shape."""
 
@@ -281,5 +287,5 @@ def _total(per_latent: Tensor) -> Tensor:
 
 __all__ = [
     "Curved", "Gaussian", "Indices", "Point", "Space", "Standard", "UniformIndices", "exact_kl", "exact_moments",
-    "log_prob", "mode", "moments", "rate", "sample",
+    "from_numbers", "log_prob", "mode", "moments", "rate", "sample",
 ]  # fmt: skip

@@ -114,6 +114,12 @@ def discretized_logistic_log_prob(x_BCHW: Tensor, mean_BCHW: Tensor, log_scale: 
 # ---- weights of the KL
 
 
+def free_bits(kl_BD: Tensor, free: float) -> Tensor:
+    """sum_d max(free, mean over the batch of KL_d) in nats, () (Kingma et al. 2016, appendix C): below `free` nats in
+    the mean of the batch a latent's KL has no gradient. Where latents belong together they are one column, (B, 1)."""
+    return kl_BD.mean(dim=0).clamp(min=free).sum()
+
+
 def capacity(kl_mean: Tensor, c: float) -> Tensor:
     """|KL - C| with the KL already averaged over the batch (Burgess et al. 2018, eq. 8, where it weighs gamma).
 

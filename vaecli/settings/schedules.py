@@ -108,6 +108,15 @@ def lowest(value: Scalar) -> float:
     return min(value.start, value.end)
 
 
+def highest(value: Scalar) -> float:
+    """The largest number that `value` stands for at any step."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Piecewise):
+        return max(number for _, number in value.points)
+    return value.start if isinstance(value, Decay) else max(value.start, value.end)
+
+
 def _not_negative(value: Scalar) -> Scalar:
     if lowest(value) < 0:
         raise ValueError("must never be negative")
