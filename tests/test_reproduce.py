@@ -1,8 +1,12 @@
 """`vae reproduce`: rows are read strictly, judged by their tolerance, and never loosened by a budget."""
 
 import json
-from collections.abc import Callable
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import HERE, Result
@@ -57,12 +61,13 @@ def test_a_row_is_trained_measured_and_judged(row: Callable[..., None], vae: Cal
     assert record["verdict"] == "holds" and record["seeds"] == [0, 1]
     assert record["obtained"]["latents"] == {"mean": 3.0, "sd": 0.0, "values": [3.0, 3.0]}
     assert record["obtained"]["minus"]["mean"] == -3.0 and "first" in record["obtained"]
-    assert sorted(p.name for p in Path("runs").iterdir()) == ["squares-vae-s0", "squares-vae-s1"]
+    first, second = sorted(Path("runs").iterdir())
+    assert re.fullmatch(r"vae-[0-9a-f]{8}-s0", first.name) and second.name == first.name[:-1] + "1"
     # Found again: nothing is trained twice.
-    before = Path("runs/squares-vae-s0/metrics.jsonl").read_text()
+    before = (first / "metrics.jsonl").read_text()
     again = vae("reproduce", "squares", "-o", "runs")
     assert again.code == 0 and "nothing to do" in again.err
-    assert Path("runs/squares-vae-s0/metrics.jsonl").read_text() == before
+    assert (first / "metrics.jsonl").read_text() == before
     assert "squares\tlatents\t3\t0\t3\tholds" in again.out
 
 
@@ -90,6 +95,116 @@ def test_a_budget_leaves_a_row_not_judged(row: Callable[..., None], vae: Callabl
     assert json.loads(done.out)["rows"][0]["verdict"] == "not judged"
 
 
+def test_a_run_cut_short_is_gone_on_with_and_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
+    row(steps=20_000)
+    cut = vae("reproduce", "squares", "-o", "runs", "--budget", "0.2s", "--json", "-q")
+    (record,) = json.loads(cut.out)["rows"]
+    assert cut.code == 0 and record["verdict"] == "not judged" and not record["complete"]
+    assert record["command"] == "vae reproduce squares --budget 0.2s"
+    (run,) = Path("runs").iterdir()
+    reached = max(int(line["step"]) for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+    assert reached < 20_000
+    row(steps=20_000)
+    assert "not judged" in vae("reproduce", "squares", "-o", "runs", "--budget", "0.2s").out  # nor by what holds
+    done = vae("reproduce", "squares", "-o", "runs", "--json")
+    assert done.code == 0 and json.loads(done.out)["rows"][0]["verdict"] == "holds"
+    assert list(Path("runs").iterdir()) == [run] and "resum" in done.err.lower()
+
+
+SEVERAL = """# Several seeds of two models, a density, a text, and what is derived of them
+kind: direction
+source: here
+time: 5s
+seeds: 0-2
+train:
+  vae: "--data squares --model vae -S 'model.net={name: mlp, hidden: [16]}' --latent-dim 3 --steps 30 --seed {seed}"
+  wide: "--data squares --model vae -S 'model.net={name: mlp, hidden: [16]}' --latent-dim 5 --steps 30 --seed {seed}"
+then:
+- "density {vae} --fit normal --force"
+measure:
+  hash: {command: "datasets squares", value: frames_sha256}
+  kl: {command: "analyze {vae}", value: latents.*.kl}
+  largest: {command: "analyze {vae}", value: max latents.*.kl}
+  first: {command: "analyze {vae}", value: latents.0.kl}
+  elbo: {command: &all "compare {vae:all} {wide:all}", value: runs.*.values.elbo}
+  recon: {command: *all, value: runs.*.values.recon}
+  latents: {command: "analyze {wide}", value: totals.latents}
+  density: {command: "density {vae}", value: density}
+derive:
+  least: {min: kl}
+  most: {max: kl}
+  spread: {spread: kl}
+  apart: {apart: [largest, latents]}
+  ratio: {ratio: [latents, latents]}
+  ranks: {spearman: [elbo, recon]}
+judge:
+- {value: hash, expected: HASH, tolerance: exact}
+- {value: latents, expected: 5, tolerance: exact}
+- {value: density, expected: normal, tolerance: exact}
+- {less: [0, least]}
+- {less: [ranks, 0]}
+"""
+
+
+def test_seeds_together_texts_and_what_is_derived(
+    row: Callable[..., None], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, for there are many commands."""
+    said: list[str] = []
+
+    def run_here(arguments: Sequence[str]) -> Any:
+        said.append(shlex.join(arguments))
+        done = vae(*arguments)
+        assert done.code == 0, done.err
+        return json.loads(done.out)
+
+    monkeypatch.setattr(reproduce, "_vae", run_here)
+    found = run_here(["datasets", "squares", "--json", "-q"])["frames_sha256"]
+    row()
+    path = rows.folder() / "several.yaml"  # type: ignore[operator]
+    path.write_text(SEVERAL.replace("HASH", found))
+    record = reproduce._reproduce(rows.load("several"), [0, 1, 2], None, Path("runs"))
+    assert record["verdict"] == "holds", record["checks"]
+    assert [sum(line.startswith(word) for line in said) for word in ("compare", "density", "train")] == [1, 6, 6]
+    got = {key: value["values"] for key, value in record["obtained"].items()}
+    assert len(got["kl"]) == 9 and len(got["largest"]) == 3 and len(got["elbo"]) == 6
+    assert got["largest"] == [max(got["kl"][i : i + 3]) for i in (0, 3, 6)] == got["first"]  # ordered by KL
+    assert got["least"] == [min(got["kl"])] and got["most"] == [max(got["kl"])]
+    assert got["spread"][0] == pytest.approx(max(got["kl"]) - min(got["kl"]))
+    assert got["apart"][0] == pytest.approx(5 - sorted(got["largest"])[1]) and got["ratio"] == [1.0]
+    order = [[sorted(got[key]).index(v) for v in got[key]] for key in ("elbo", "recon")]
+    squares = sum((a - b) ** 2 for a, b in zip(*order, strict=True))
+    assert got["ranks"][0] == pytest.approx(1 - 6 * squares / (6 * 35))
+    assert record["obtained"]["hash"]["mean"] == found
+    assert record["data"] == [{"name": "squares", "source": record["data"][0]["source"]}]
+    assert "runs/" not in json.dumps(record["settings"])
+    # Rows that need the same run share it; a hash is expected to the last letter.
+    path.with_name("other.yaml").write_text(SEVERAL.replace("HASH", "0" * 64))
+    before = len(list(Path("runs").iterdir()))
+    other = reproduce._reproduce(rows.load("other"), [0], None, Path("runs"))
+    assert other["verdict"] == "falls short" and [c["holds"] for c in other["checks"][:2]] == [False, True]
+    assert len(list(Path("runs").iterdir())) == before == 6
+
+
+def test_ranks_share_equal_places() -> None:
+    assert reproduce._ranks([3.0, 1.0, 3.0, 2.0]) == [3.0, 0.5, 3.0, 1.5]
+    values = {"a": [1.0, 2.0, 3.0], "b": [5.0, 5.0, 5.0]}
+    assert math.isnan(reproduce._derived({"spearman": ["a", "b"]}, values))
+    assert not reproduce._judged({"less": [0, "r"]}, {"r": {"mean": math.nan}})["holds"]
+
+
+def test_a_published_row_is_measured_and_not_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
+    row(kind="published", judge="[]", text=ROW + "print: {{latents: 7}}\n")
+    done = vae("reproduce", "squares", "-o", "runs", "-q")
+    assert done.code == 0 and "squares\tlatents\t7\t\t3\t" in done.out
+    assert vae("reproduce", "--list", "--published").out.splitlines()[1].split("\t") == [
+        "squares",
+        "latents",
+        "7",
+        "here",
+    ]
+
+
 def test_tolerances() -> None:
     def holds(mean: float, expected: float, tolerance: object) -> bool:
         check = {"value": "v", "expected": expected, "tolerance": tolerance}
@@ -110,6 +225,14 @@ def test_tolerances() -> None:
         (("analyze {vae}", "analyze {van}"), "no run is called 'van'"),
         (("tolerance: 0}", "tolerances: 0}"), "tolerance"),
         (("kind: exact", "kind: published"), "not judged"),
+        (("measure:", "then: ['density {van}']\nmeasure:"), "no run is called 'van'"),
+        (("measure:", "derive: {a: {mean: latents}}\nmeasure:"), "did you mean"),
+        (("measure:", "derive: {a: {ratio: latents}}\nmeasure:"), "ratio is of 2"),
+        (("measure:", "derive: {a: {max: latent}}\nmeasure:"), "did you mean 'latents'"),
+        (("value: totals.latents", "value: mac totals.latents"), "did you mean 'max'"),
+        (("expected: 3,", "expected: three,"), "tolerance: exact"),
+        (("[minus, latents]", "[minus]"), "less is of two"),
+        (("--seed {seed}", "--seed {seed} --init-from {later}"), "no run before it"),
     ],
 )
 def test_mistakes_in_a_row_are_named(change: tuple[str, str], word: str, row: Callable[..., None]) -> None:
@@ -132,4 +255,11 @@ def test_bad_usage(row: Callable[..., None], vae: Callable[..., Result], monkeyp
     monkeypatch.setenv("VAE_DATA_DIR", "/nowhere")
     missing = vae("reproduce", "squares", "-o", "runs")
     assert missing.code == 3 and "mnist" in missing.err and "VAE_DATA_DIR" in missing.err
+    row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [beta-wae]"))
+    model = vae("reproduce", "squares", "-o", "runs")
+    assert model.code == 2 and "'beta-wae', which is not there; did you mean 'beta-vae'" in model.err
+    row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [scikit-learn, vae, squares]"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    library = vae("reproduce", "squares", "-o", "runs")
+    assert library.code == 2 and "needs scikit-learn" in library.err and "pip install" in library.err
     assert not Path("runs").exists()

@@ -1,5 +1,6 @@
 """`vae reproduce`: numbers with a known answer, obtained beside expected."""
 
+import hashlib
 import json as json_format
 import math
 import os
@@ -54,11 +55,18 @@ def run(names: Sequence[str], seeds: str | None, budget: str | None, directory: 
     for row in chosen:
         _check_needs(row)
     parent = Path(directory) if directory else rundir.runs_dir() / "reproduce"
-    records = [_reproduce(row, several_seeds.parse(seeds or row.seeds), budget, parent) for row in chosen]
+    asked = "".join(f" {flag} {value}" for flag, value in (("--seeds", seeds), ("--budget", budget)) if value)
+    records = [
+        {
+            **_reproduce(row, several_seeds.parse(seeds or row.seeds), budget, parent),
+            "command": f"vae reproduce {row.name}{asked}",
+        }
+        for row in chosen
+    ]
     if json:
         output.result_json({"schema": 1, "rows": records})
     else:
-        output.table(HEADERS, [line for record in records for line in _lines(record)], left=2)
+        output.table(HEADERS, [line for record in records for line in table_rows(record)], left=2)
     short = [record["row"] for record in records if record["verdict"] == SHORT]
     if short:
         raise FailedVerdict(f"{', '.join(short)}: falls short of what is expected")
@@ -111,8 +119,10 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
     return {
         "row": row.name, "kind": row.kind, "summary": row.summary, "source": row.source, "published": row.published,
         "obtained": obtained, "checks": checks, "verdict": verdict, "complete": complete, "seeds": list(seeds),
-        "command": f"vae reproduce {row.name}" + ("" if budget is None else f" --budget {budget}"),
-        "settings": {"train": row.train, "then": row.then, "commands": list(answers), "metrics": _settings(answers)},
+        "settings": {
+            "train": row.train, "then": row.then, "measure": row.measure, "derive": row.derive,
+            "metrics": _metric_settings(answers),
+        },
         "data": _data(answers), "seconds": round(time.monotonic() - started, 1),
         "versions": {"vae": __version__, "python": platform.python_version(), **_versions()},
     }  # fmt: skip
@@ -123,9 +133,12 @@ def _train(row: Row, seed: int, budget: str | None, parent: Path) -> tuple[dict[
     runs: dict[str, str] = {}
     complete = True
     for key, arguments in row.train.items():
-        words = shlex.split(_filled(arguments, {"seed": [str(seed)], **{name: [path] for name, path in runs.items()}}))
+        before = {name: [path] for name, path in runs.items()}
+        words = shlex.split(_filled(arguments, {"seed": [str(seed)], **before}))
         limit = [] if budget is None else ["--max-time", budget]
-        where = ["--runs-dir", str(parent), "--name", f"{row.name}-{key}-s{seed}", "--resume", "auto"]
+        # Named by what is trained, so that rows that need the same run share it.
+        digest = hashlib.sha256(shlex.join(shlex.split(_filled(arguments, before))).encode()).hexdigest()[:8]
+        where = ["--runs-dir", str(parent), "--name", f"{key}-{digest}-s{seed}", "--resume", "auto"]
         record = _say_and_run(row, shlex.join(["train", *words, *where, *limit]))
         complete &= record["status"] == "finished"
         runs[key] = str(record["run"])
@@ -147,19 +160,18 @@ def _filled(text: str, named: Mapping[str, Sequence[str]]) -> str:
     return rows.RUN.sub(put, text)
 
 
-def _settings(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """What the metrics of each command were computed with."""
-    found = {}
-    for command, answer in answers.items():
-        metrics = answer.get("metrics") if isinstance(answer, dict) else None
-        if isinstance(metrics, list) and metrics:
-            found[command] = {metric["name"]: metric["settings"] for metric in metrics}
+def _metric_settings(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """What each metric was computed with, the same for all seeds but for the seed itself."""
+    found: dict[str, Any] = {}
+    for answer in answers.values():
+        for metric in answer.get("metrics") or []:
+            found.setdefault(metric["name"], metric["settings"])
     return found
 
 
 def _data(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data sets that were measured over, each once."""
-    found = [answer["data"] for answer in answers.values() if isinstance(answer, dict) and "data" in answer]
+    found = [answer["data"] for answer in answers.values() if "data" in answer]
     return [data for i, data in enumerate(found) if isinstance(data, dict) and data not in found[:i]]
 
 
@@ -182,17 +194,21 @@ def _vae(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _lookup(answer: Any, path: str, key: str) -> list[Value]:
     """What is at a dotted path, numbers or a text; ConfigError where there is none."""
+    one, _, place = path.rpartition(" ")
     here = [answer]
-    for part in path.removeprefix("-").split("."):
+    for part in place.removeprefix("-").split("."):
         here = [child for item in here for child in _children(item, part)]
     if not here or any(isinstance(value, bool) or not isinstance(value, (int, float, str)) for value in here):
-        raise ConfigError(f"measure.{key}: there is no number at {path!r} in what the command prints")
-    return [-value if path.startswith("-") and not isinstance(value, str) else value for value in here]
+        raise ConfigError(f"measure.{key}: there is no number at {place!r} in what the command prints")
+    values = [-value if place.startswith("-") and not isinstance(value, str) else value for value in here]
+    return [rows.REDUCED[one](values)] if one else values
 
 
 def _children(item: Any, part: str) -> list[Any]:
     if part == "*":
         return list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
+    if isinstance(item, list) and part.isdecimal():
+        return item[int(part) :][:1]
     if isinstance(item, list):
         return [one for one in item if isinstance(one, dict) and part in (one.get("name"), one.get("latent"))][:1]
     return [item[part]] if isinstance(item, dict) and part in item else []
@@ -242,7 +258,8 @@ def _judged(check: Mapping[str, Any], obtained: Mapping[str, Mapping[str, Any]])
     return {**check, "holds": abs(found - expected) <= allowed}
 
 
-def _lines(record: Mapping[str, Any]) -> list[list[str]]:
+def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """A row a value or comparison, below `HEADERS`."""
     lines = []
     judged = {check["value"]: check for check in record["checks"] if "value" in check}
     for key, found in record["obtained"].items():

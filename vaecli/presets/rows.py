@@ -18,12 +18,12 @@ A row says what is expected and the command lines it stands for, which anyone ca
     print: {loss: 105.6}                            # published numbers beside ours, never judged
 
 `value` is a dotted path into the JSON that the command prints with `--json`; an item of a list of objects is found by
-its `name` or `latent`, and `*` takes all of them. A minus sign before it turns the number around. A command with
-`{vae:all}`, the runs of all seeds, is run once.
+its `name` or `latent` or by its number, and `*` takes all of them; `max PATH` and `min PATH` keep one of these. A minus
+sign before a path turns the number around. A command with `{vae:all}`, the runs of all seeds, is run once.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from vaecli.registry import nearest
 KINDS = ("exact", "re-run", "direction", "published")
 KEYS = {"kind", "source", "time", "needs", "seeds", "train", "then", "measure", "derive", "judge", "print"}
 RUN = re.compile(r"\{(\w+)(:all)?\}")  # a run's place in a command; braces of YAML look otherwise
+REDUCED: Mapping[str, Callable[[Any], Any]] = {"max": max, "min": min}  # of the values that a path with `*` finds
 # What is taken from one or two measured values over all seeds.
 DERIVED = {
     "min": 1,
@@ -124,6 +125,9 @@ def _check(path: Path, row: Row) -> None:
     for key, entry in row.measure.items():
         if not isinstance(entry, dict) or entry.keys() != {"command", "value"}:
             raise ConfigError(f"{path}: measure.{key}: give `command` and `value`")
+        one = str(entry["value"]).rpartition(" ")[0]
+        if one and one not in REDUCED:
+            raise ConfigError(f"{path}: measure.{key}: {one!r}{nearest(one, REDUCED)}")
         _check_runs(path, f"measure.{key}", str(entry["command"]), row)
     for key, entry in row.derive.items():
         if not isinstance(entry, dict) or len(entry) != 1 or key in row.measure:
