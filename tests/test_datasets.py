@@ -27,6 +27,17 @@ def test_numbers_of_an_array(vae: Callable[..., Result], monkeypatch: pytest.Mon
     assert found["frames_sha256"] == hashlib.sha256(images_NHWC.tobytes()).hexdigest()
 
 
+def test_numbers_of_a_binary_array(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "ENTRIES", 7 * 5 * 3)
+    images_NHW = np.random.default_rng(0).integers(0, 2, (23, 5, 3), dtype=np.uint8) * np.uint8(255)
+    np.save("images.npy", images_NHW)
+    found = json.loads(vae("datasets", "array:images.npy", "--json", "-q").out)
+    x_NP = images_NHW.reshape(23, -1) / 255
+    assert found["binary"] and found["mean_pixel"] == pytest.approx(x_NP.mean(), rel=1e-12)
+    assert found["total_variance"] == pytest.approx(x_NP.var(axis=0).sum(), rel=1e-12)
+    assert found["frames_sha256"] == hashlib.sha256(images_NHW.tobytes()).hexdigest()
+
+
 def test_the_table_and_the_list(vae: Callable[..., Result]) -> None:
     done = vae("datasets", "squares", "-q")
     assert done.code == 0 and "shape\t1x16x16" in done.out and "frames_sha256\t" in done.out

@@ -40,18 +40,21 @@ def show(spec: str, sets: list[str], json: bool) -> None:
 def numbers(dataset: Dataset) -> dict[str, Any]:
     """Over all images: mean pixel; variance, summed over the pixels; sha256 of the frames as bytes 0 to 255, (H, W, C)
     each, one after the other."""
-    pixels, n = dataset.info.pixels, len(dataset.images)
+    info, pixels, n = dataset.info, dataset.info.pixels, len(dataset.images)
     sum_P, squares = torch.zeros(pixels, dtype=torch.float64), 0.0
     digest = hashlib.sha256()
     with output.progress("reading", n) as advance:
         for index in torch.split(torch.arange(n), max(1, ENTRIES // pixels)):
             x_BCHW = dataset.images.gather(index)
-            sum_P += x_BCHW.flatten(1).sum(dim=0, dtype=torch.float64)
-            squares += float(x_BCHW.square().sum(dtype=torch.float64))
-            frames_BHWC = (x_BCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            frames_BCHW = x_BCHW.to(torch.uint8) * 255 if info.binary else (x_BCHW * 255).round().to(torch.uint8)
+            frames_BHWC = frames_BCHW.permute(0, 2, 3, 1).contiguous()
+            # Counts of white pixels are exact in float32.
+            sum_P += x_BCHW.flatten(1).sum(dim=0, dtype=torch.float32 if info.binary else torch.float64)
+            if not info.binary:
+                squares += float(x_BCHW.square().sum(dtype=torch.float64))
             digest.update(frames_BHWC.numpy().data)
             advance(len(index))
-    mean_P = sum_P / n
+    mean_P, squares = sum_P / n, float(sum_P.sum()) if info.binary else squares
     return {
         "mean_pixel": float(mean_P.mean()),
         "total_variance": squares / n - float(mean_P.square().sum()),
