@@ -77,6 +77,12 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
     analysis = vae("analyze", "runs/r", "--json")
     assert analysis.code == 0, analysis.err
     compare_elbo("runs/r", json.loads(analysis.out)["totals"].get("elbo"))
+    likely = vae("analyze", "runs/r", "--nll", 30, "--nll-images", 20, "--json")
+    if likely.code == 0:
+        nll = json.loads(likely.out)["nll"]
+        assert nll["nll"] <= nll["negative_elbo"] + 1e-6 and 1 <= nll["effective_draws"] <= 30 + 1e-6
+    else:
+        assert likely.code == 2 and "error: --nll: " in likely.err, likely.err
     page = vae("report", "runs/r", "-o", "r.html")
     assert page.code == 0, page.err
     assert Path("r.html").read_text().startswith("<!doctype html>")
