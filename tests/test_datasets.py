@@ -28,8 +28,8 @@ def test_numbers_of_an_array(vae: Callable[..., Result], monkeypatch: pytest.Mon
 
 
 def test_numbers_of_a_binary_array(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "ENTRIES", 7 * 5 * 3)
-    images_NHW = np.random.default_rng(0).integers(0, 2, (23, 5, 3), dtype=np.uint8) * np.uint8(255)
+    monkeypatch.setattr(datasets, "ENTRIES", 7 * 5 * 4)
+    images_NHW = np.random.default_rng(0).integers(0, 2, (23, 5, 4), dtype=np.uint8) * np.uint8(255)
     np.save("images.npy", images_NHW)
     found = json.loads(vae("datasets", "array:images.npy", "--json", "-q").out)
     x_NP = images_NHW.reshape(23, -1) / 255
