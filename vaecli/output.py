@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+NARROW = 12  # characters that the words of a row have at least, in a terminal that is too narrow; the rest wraps
+PADDING = 3  # between two columns
+
 _quiet = False
 stdout_was_closed = False  # when the command was started
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
@@ -220,7 +223,8 @@ def table(
     left: int = 1,
 ) -> None:
     """A rich table on a terminal (`styles`: one rich style a row; the first `left` columns hold words, the others
-    numbers); tab-separated and untruncated in a pipe.
+    numbers, which are never cut: where they do not fit side by side, they stand in tables one below the other);
+    tab-separated and untruncated in a pipe.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     if to_stderr and _quiet:
@@ -237,11 +241,31 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(safe(title)) if title else None, box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, header in enumerate(headers):
-        drawn.add_column(
-            Text(safe(header)), justify="left" if i < left else "right", no_wrap=i != left - 1 or left == 1
-        )
-    for i, row in enumerate(rows):
-        drawn.add_row(*(Text(safe(cell)) for cell in row), style=(styles[i] if styles else None) or "")
-    Console(file=stream, markup=False, highlight=False, emoji=False).print(drawn)
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    cells = [[safe(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(len(line) for row in cells for line in row[i].splitlines() or [""]) for i in range(len(headers))]
+    words = min(sum(widths[:left]) + PADDING * left, max(NARROW, console.width // 3))
+    for k, block in enumerate(blocks(widths[left:], words, console.width)):
+        drawn = Table(title=Text(safe(title)) if title and k == 0 else None, box=box.SIMPLE_HEAD, pad_edge=False)
+        kept = [*range(left), *(left + i for i in block)]
+        for i in kept:
+            drawn.add_column(
+                Text(cells[0][i]), justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold"
+            )
+        for row, style in zip(cells[1:], styles or [None] * len(rows), strict=True):
+            drawn.add_row(*(Text(row[i]) for i in kept), style=style or "")
+        console.print(drawn)
+
+
+def blocks(widths: Sequence[int], taken: int, width: int) -> list[list[int]]:
+    """Columns of these widths in lines of a terminal: as many side by side as fit beside what is `taken`, one at
+    least."""
+    found: list[list[int]] = [[]]
+    left = width - taken
+    for i, needed in enumerate(widths):
+        if found[-1] and left < needed + PADDING:
+            found.append([])
+            left = width - taken
+        found[-1].append(i)
+        left -= needed + PADDING
+    return found

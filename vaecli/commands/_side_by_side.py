@@ -9,9 +9,6 @@ from vaecli import output as streams
 from vaecli.analysis.tables import number_text
 from vaecli.commands._groups import Column, Group, Summary
 
-NARROW = 12  # characters of a run's name at least; the rest wraps
-PADDING = 3  # between two columns
-
 
 def flat(groups: Sequence[Group], columns: Sequence[Column], missing: str | None) -> tuple[list[str], list[list[str]]]:
     """Headings and rows with mean and standard deviation apart; rounded where `missing` says what stands for none,
@@ -68,15 +65,12 @@ def draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, lis
     parts += [[Text(c.heading), *(number(i, c) for i in range(len(groups)))] for c in columns]
     names = [Text(streams.safe(group.name)) for group in groups]
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-    width_of_names = min(max(map(len, names)), max(NARROW, console.width // 3))
-    while parts:
+    width_of_names = min(max(map(len, names)), max(streams.NARROW, console.width // 3))
+    widths = [max(map(len, part)) for part in parts]
+    for block in streams.blocks(widths, width_of_names + 2, console.width):
+        taken = [parts[i] for i in block]
         drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         drawn.add_column(Text("run"), overflow="fold")
-        taken: list[list[Text]] = []
-        left = console.width - width_of_names - 2
-        while parts and (not taken or left >= max(map(len, parts[0])) + PADDING):
-            left -= max(map(len, parts[0])) + PADDING
-            taken.append(parts.pop(0))
         for heading, *_ in taken:
             drawn.add_column(heading, justify="right", no_wrap=True)
         for name, *cells in zip(names, *(cells for _, *cells in taken), strict=True):
