@@ -10,7 +10,7 @@ import torch
 
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import aggregate, diagnosis, draws, likelihood, metrics, probes, quality, tables
+from vaecli.analysis import aggregate, diagnosis, draws, leak, likelihood, metrics, pixel_order, probes, quality, tables
 from vaecli.analysis import codes as code_files
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.codes import Array, Codes
@@ -19,6 +19,7 @@ from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.likelihood import Nll
 from vaecli.analysis.statistics import Statistics
+from vaecli.batch import at_once
 from vaecli.data.base import Dataset, SplitView
 from vaecli.speed import fast
 from vaecli.training.checkpoint import Loaded
@@ -55,7 +56,7 @@ class Analysis:
             "checkpoint": str(self.loaded.path),
             "step": self.loaded.step,
             "model": self.loaded.config.model.name,
-            "data": {"name": self.loaded.info.name, "source": self.loaded.info.source},
+            "data": {"name": self.dataset.info.name, "source": self.dataset.info.source},  # what was measured
             "split": self.view.name,
             **_record(self),
             "levels": tables.level_records(self.stats),
@@ -104,7 +105,7 @@ def analyze(
     *,
     metric_names: Sequence[str] = (),
     diagnose: bool = False,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     seed: int = 0,
     lenient: bool = True,
     asked: quality.Request = quality.NOTHING,
@@ -121,6 +122,7 @@ def analyze(
     images = len(view)
     instead = f" (there is no split {split or 'test'})" if view.name != (split or "test") else ""
     streams.notice(f"{loaded.info.name}: split {view.name}{instead}, {images:,} of {len(whole):,} images")
+    batch_size = batch_size or at_once(loaded.info.shape)
     model, names = loaded.model, loaded.model.latent_names()
     hyper = loaded.hyper
     prepared = quality.prepare(asked, loaded, dataset, view)
@@ -151,11 +153,13 @@ def analyze(
         more, of_model = _of_model(source, loaded, view, stats, seed)
         rules, counts = _rules(codes, stats, more["gain"])
         numbers = {**numbers, **of_model, "inactive": counts, "drawn_from": source.text}
+        numbers |= {"leak": _leak(loaded, dataset, stats, seed), "pixel_order": _pixel_order(dataset, seed)}
         if not model.has_likelihood:
             numbers["law"] = None  # which follows from a KL in what is minimised
         latents = _with_columns(latents, {**columns, **more, **rules})
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
+        verdict = diagnosis.with_pixel_order(verdict, numbers["pixel_order"])
     results = _metrics(metric_names, _numbers(codes, stats), seed, lenient)
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
 
@@ -177,6 +181,9 @@ def analyze_codes(
         prior_MD = _normal_draws(codes.latents, seed) if standard_prior else None
         columns, numbers = _of_codes(codes, codes, prior_MD, standard_prior, seed)
         rules, numbers["inactive"] = _rules(codes, stats, None)
+        if (factors_NK := codes.factors_NK) is not None:
+            mean_ND, labels_NK = torch.from_numpy(codes.mean_ND), torch.from_numpy(factors_NK)
+            numbers["leak"] = leak.table(lambda index_B: mean_ND[index_B], labels_NK, codes.factor_names, names, seed)
         latents = _with_columns(latents, {**columns, **rules})
         evidence = _evidence(None, {}, numbers)
     factors = len(codes.varying) if codes.factors_NK is not None else None
@@ -188,10 +195,34 @@ def analyze_codes(
     return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results)
 
 
+def are_numbers(stats: Statistics) -> Array:
+    """Which latents are numbers that can be compared, bool (D,): all but indices of a codebook without order."""
+    return np.concatenate([np.full(len(p.mean_D), p.usage is None or p.level.ordered) for p in stats.parts])
+
+
 def _numbers(codes: Codes, stats: Statistics) -> Codes | None:
-    """The latents that are numbers; None where all are indices of a codebook."""
-    keep = np.concatenate([np.full(len(part.mean_D), part.usage is None) for part in stats.parts])
-    return codes.latents_only(keep) if keep.any() else None
+    """The latents that are numbers; None where none is."""
+    keep_D = are_numbers(stats)
+    return codes.latents_only(keep_D) if keep_D.any() else None
+
+
+def _leak(loaded: Loaded, dataset: Dataset, stats: Statistics, seed: int) -> dict[str, Any] | None:
+    """Over images of all splits, in which alone others may be found that differ in one factor."""
+    keep_D, model, names = are_numbers(stats), loaded.model, loaded.model.latent_names()
+    if dataset.labels is None or not keep_D.any():
+        return None
+    kept = torch.from_numpy(np.flatnonzero(keep_D))
+
+    def encode(index_B: torch.Tensor) -> torch.Tensor:
+        return model.posterior(dataset.batch(index_B).x_BCHW.to(model.device)).mean_BD.cpu()[:, kept]
+
+    with torch.inference_mode():
+        return leak.table(encode, dataset.labels, dataset.info.factor_names, [names[d] for d in kept], seed)
+
+
+def _pixel_order(dataset: Dataset, seed: int) -> dict[str, Any] | None:
+    found = pixel_order.measure(dataset, seed)
+    return pixel_order.record(found) if found else None
 
 
 def _metrics(names: Sequence[str], codes: Codes | None, seed: int, lenient: bool) -> list[metrics.Result]:

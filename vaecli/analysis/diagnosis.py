@@ -7,7 +7,7 @@ Shapes: D latents.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -192,6 +192,14 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
             f"First: train longer. Then: {more_weight(known, evidence)}",
         ],
     )
+
+
+def with_pixel_order(found: Verdict, order: Mapping[str, Any] | None) -> Verdict:
+    """The verdict and, where the values of a factor have no order in the pixels (`pixel_order.record`), that too: it is
+    in the data, and what is advised will not mend it."""
+    if order is None or not order["without"]:
+        return found
+    return Verdict(found.name, [*found.sentences, order["sentence"][0].upper() + order["sentence"][1:] + "."])
 
 
 def warn_while_training(

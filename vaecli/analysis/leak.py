@@ -5,16 +5,48 @@ should be large in its own factor's row only. Unlike a score it shows a latent t
 with two factors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaecli.data.orders import OneFactorVaries
+from vaecli.errors import ConfigError
+
+GROUPS, SIZE = 50, 20  # of each factor, and images in each
+
+
+def table(
+    encode: Callable[[Tensor], Tensor], labels_NK: Tensor, factors: Sequence[str], names: Sequence[str], seed: int = 0
+) -> dict[str, Any] | None:
+    """`leak` with its names and settings, for records: `variance[latent][factor]` of the factors that vary. None where
+    fewer than two do, a label is not known, or no two images differ in a factor alone."""
+    varying = [k for k in range(len(factors)) if int(labels_NK[:, k].max()) > int(labels_NK[:, k].min())]
+    if len(varying) < 2:
+        return None
+    try:
+        found_KD = leak(encode, labels_NK[:, varying], seed)
+    except ConfigError:
+        return None
+    return {
+        "factors": [factors[k] for k in varying],
+        "groups": GROUPS,
+        "size": SIZE,
+        "variance": dict(zip(names, found_KD.T.tolist(), strict=True)),
+    }
+
+
+def spill(variance_K: Sequence[float]) -> tuple[int, float | None]:
+    """The factor that moves a latent most, and the next one's variance as a share of that factor's; None where the
+    latent does not move at all."""
+    order = sorted(range(len(variance_K)), key=lambda k: -variance_K[k])
+    most, next_ = variance_K[order[0]], variance_K[order[1]]
+    return order[0], next_ / most if most > 0 else None
 
 
 def leak(
-    encode: Callable[[Tensor], Tensor], labels_NK: Tensor, seed: int = 0, groups: int = 50, size: int = 20
+    encode: Callable[[Tensor], Tensor], labels_NK: Tensor, seed: int = 0, groups: int = GROUPS, size: int = SIZE
 ) -> Tensor:
     """The mean over `groups` of each latent's variance among images in which factor k alone varies, float64 (K, D).
 

@@ -9,7 +9,8 @@ Shapes: L lines (images that differ in one factor alone, all its values), S valu
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -76,15 +77,25 @@ def measure(dataset: Dataset, seed: int = 0, lines: int = LINES) -> list[PixelOr
     return found
 
 
+def record(found: Sequence[PixelOrder]) -> dict[str, Any]:
+    """For JSON, with the sentence."""
+    factors = [{**asdict(f), "ratio": f.ratio, "order": f.order} for f in found]
+    return {"factors": factors, "without": without(found), "sentence": sentence(found)}
+
+
+def without(found: Sequence[PixelOrder]) -> list[str]:
+    """The factors whose values pixels do not line up, of those of which an order is expected."""
+    return [f.factor for f in found if not f.named and f.order is not None and f.order < NO_ORDER]
+
+
 def sentence(found: Sequence[PixelOrder]) -> str | None:
     """What these numbers mean for a loss that compares pixels; None where no factor can be judged."""
-    judged = [(f, f.order) for f in found if not f.named and f.order is not None]
+    judged, lost = sum(not f.named and f.order is not None for f in found), without(found)
     if not judged:
         return None
-    without = [f.factor for f, order in judged if order < NO_ORDER]
-    if not without:
+    if not lost:
         return "in pixels, neighbouring values of every factor are nearer to each other than its other values are"
-    which = "every factor" if len(without) == len(judged) > 1 else ", ".join(without)
+    which = "every factor" if len(lost) == judged > 1 else ", ".join(lost)
     return (
         f"in pixels, neighbouring values of {which} are as far apart as any two of its values: a loss that compares "
         "pixels cannot tell their order, and no beta will line them up"

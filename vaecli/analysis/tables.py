@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from vaecli.analysis import metrics
+from vaecli.analysis import leak, metrics
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 
@@ -205,8 +205,8 @@ def level_texts(stats: Statistics) -> list[str]:
 
 
 def facts_text(facts: Mapping[str, float]) -> str:
-    """What a model has in closed form, in one line."""
-    return "in closed form: " + "; ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in facts.items())
+    """What a model knows of itself, in one line."""
+    return "model: " + "; ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in facts.items())
 
 
 def number_text(value: object, digits: int) -> str:
@@ -326,10 +326,33 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
         )
     if numbers.get("gamma") is not None:
         add("gamma, the best Gaussian sigma", f"{numbers['gamma']:.4f}")
+    if (order := numbers.get("pixel_order")) is not None and order["sentence"] is not None:
+        each = ", ".join(f"{f['factor']} {f['order']:.2f}" for f in order["factors"] if f["order"] is not None)
+        add("order of values in pixels", f"{each} (1: distances add up; 0: a neighbour is as far as any other)")
     for rule, count in numbers["inactive"].items():
         if count is not None:
             add(f"inactive by rule {rule}", f"{count}: {RULES[rule]}")
     return rows
+
+
+def leak_table(found: Mapping[str, Any], latents: Sequence[Record]) -> Table:
+    """The variance of each latent while one factor alone varies, in the latents' order; and the second largest as a
+    share of the largest, of those that are in use."""
+    headers, rows, styles = ["latent", *found["factors"], "most by", "next"], [], []
+    for record in latents:
+        variance_K = found["variance"].get(record["latent"])
+        if variance_K is None:
+            continue
+        k, next_ = leak.spill(variance_K)
+        used = record["status"] not in DIM and next_ is not None
+        most = [found["factors"][k], f"{next_:.1%}"] if used else [NONE, NONE]
+        rows.append([record["latent"], *(f"{value:.4g}" for value in variance_K), *most])
+        styles.append(None if used else "dim")
+    title = (
+        f"leak: variance of a latent while one factor alone varies (mean of {found['groups']} groups of "
+        f"{found['size']} images); next: the second largest as a share of the largest"
+    )
+    return Table(title, headers, rows, styles)
 
 
 def metric_rows(results: Sequence[metrics.Result], digits: int = 4) -> list[list[str]]:

@@ -40,7 +40,7 @@ class Model(NetModel):
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)
         d, n = config.latent_dim, config.values
-        self.levels = (Level("z", (d,), "codes", sizes=(n,)),)
+        self.levels = (Level("z", (d,), "codes", sizes=(n,), ordered=True),)
         # Evenly over [-1/2, 1/2], as the authors start them.
         self.codebook_DV = nn.Parameter(torch.linspace(-0.5, 0.5, n).repeat(d, 1))
 

@@ -42,6 +42,7 @@ class Content:
     traversals: Traversals | None = None
     codes: Codes | None = None
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    leak: Mapping[str, Any] | None = None  # `analysis.leak.table`
     diagnosis: Mapping[str, str] = field(default_factory=dict)
     results: Sequence[Result] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +70,7 @@ def render(content: Content) -> str:
             order,
             content.active,
         ),
+        tables.leaks(content.leak, content.latents),
         factors.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
         tables.diagnosis(content.diagnosis),
         tables.metrics(content.results),

@@ -184,6 +184,23 @@ def matrices(
     return section("matrices", "Latents against factors", about, tag("div", *parts, class_="pair"), more)
 
 
+def leaks(found: Mapping[str, Any] | None, latents: Sequence[Mapping[str, Any]]) -> Section | None:
+    """The variance of each latent while one factor alone varies (`analysis.leak.table`), in the latents' order."""
+    shown = [r for r in latents if r["latent"] in found["variance"]][:MOST_ROWS] if found is not None else []
+    if found is None or not shown:
+        return None
+    variance_RK = np.array([found["variance"][record["latent"]] for record in shown])
+    plain = [record.get("status") in ("inactive", "constant") for record in shown]
+    about = note(
+        f"Variance of μ among images that differ in one factor alone: mean of {found['groups']} groups of "
+        f"{found['size']} images. A latent that holds one factor has one value in its row, and a factor that one "
+        "latent holds one in its column; unlike a score it shows a factor that no latent follows."
+    )
+    names = [record["latent"] for record in shown]
+    drawn = heat_table(variance_RK, names, found["factors"], "Variance while one factor varies", plain)
+    return section("leak", "Leak between factors", about, drawn)
+
+
 def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)] if count > 1 else [""]
 
