@@ -7,9 +7,9 @@ discriminator: -log D(x) - log(1 - D(x')) - log(1 - D(x'')).
 |f - f'|^2 / 2 is -log N(f(x); f(x'), I) (their eq. 7) but for its constant. As features move, so does what it means: it
 is no likelihood of x. The decoder minimises -log D in place of log(1 - D), as Goodfellow et al. 2014 advise.
 
-In pythae (at 021a07a) the discriminator sees no x' (the term is commented out), the decoder maximises the discriminator's
-loss, which hardly moves a decoder that is found out, distances are not halved (a variance of 1/2 in place of 1), and the
-side that is ahead may miss its update, after the authors' code.
+In pythae (at 021a07a) the discriminator sees no x' (that term is commented out), the decoder maximises the
+discriminator's loss, which hardly moves a decoder that is found out, distances are not halved (a variance of 1/2 in
+place of 1), and the side that is ahead may miss its update, after the authors' code.
 """
 
 from typing import Any, ClassVar, Literal
@@ -17,65 +17,39 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, ModelConfig, Player, Term, Values
-from vaecli.models.base import Model as Base
-from vaecli.nets import adversarial, coders, spectral
-from vaecli.objectives import distributions, terms
+from vaecli.models import _perceptual
+from vaecli.models.base import Hyper, Player, Term
+from vaecli.nets import adversarial, spectral
+from vaecli.objectives import terms
 from vaecli.settings.optim import Adam, OptimConfig
 from vaecli.settings.schedules import Weight
-from vaecli.settings.section import Width
 
 
-class Config(ModelConfig):
+class Config(_perceptual.Config):
     """`gamma` weighs the features' distance against the discriminator's word in what the decoder minimises.
 
     `net` are encoder and decoder; `discriminator` a net of `infogan`'s, whose trunk gives the features, and
     `discriminator_optim` its optimizer.
     """
 
-    tiny: ClassVar[dict[str, Any]] = {
-        "latent_dim": 3,
-        "net": {"name": "mlp", "hidden": [16]},
-        "discriminator": {"name": "mlp", "hidden": [16]},
-    }
+    tiny: ClassVar[dict[str, Any]] = {**_perceptual.Config.tiny, "discriminator": {"name": "mlp", "hidden": [16]}}
     name: Literal["vae-gan"] = "vae-gan"
-    latent_dim: Width = 10
     gamma: Weight = 0.01
-    net: coders.NetConfig = coders.MlpConfig()
     discriminator: adversarial.NetConfig = adversarial.MlpConfig()
     discriminator_optim: OptimConfig = Adam(lr=2e-4, betas=(0.5, 0.999))
 
 
-class Model(Base):
+class Model(_perceptual.Model):
     """Three players, `encoder`, `decoder` and `discriminator`, each updated once a step, in this order."""
 
     config: Config
-    has_likelihood = False
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)
-        self.levels = (Level("z", (config.latent_dim,), standard=True),)
-        self.encoder, self.decoder = coders.build(config.net, info.shape, 2 * config.latent_dim, config.latent_dim)
         # Its generator and coder are not wanted: the least there is of them.
         _, self.trunk, self.verdict, _ = adversarial.build(config.discriminator, info.shape, 1, 1)
-
-    # ---- the distributions
-
-    def features(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, logvar) of q(z|x), (B, D) each."""
-        mean_BD, logvar_BD = self.network(self.encoder, x_BCHW).chunk(2, dim=1)
-        return mean_BD, terms.clamp_logvar(logvar_BD)
-
-    def q(self, level: str, features: tuple[Tensor, Tensor], given: Values) -> Distribution:
-        return distributions.Gaussian(*features)
-
-    def image(self, values: Values) -> Tensor:
-        return self.network(self.decoder, values["z"]).sigmoid()
-
-    # ---- training
 
     def players(self, optim: OptimConfig) -> list[Player]:
         judges = [*self.trunk.parameters(), *self.verdict.parameters()]
@@ -128,8 +102,8 @@ class Model(Base):
 
     def objective_text(self, hyper: Hyper) -> str:
         return (
-            f"encoder minimises KL + distance of D's features, decoder gamma distance - log D(x') - log D(x''), gamma = "
-            f"{hyper['gamma']:.4g}; D minimises -log D(x) - log(1 - D(x')) - log(1 - D(x'')); distances are squares / 2; "
+            f"encoder minimises KL + distance of D's features, decoder gamma distance - log D(x') - log D(x''), D "
+            f"-log D(x) - log(1 - D(x')) - log(1 - D(x'')); gamma = {hyper['gamma']:.4g}; distances are squares / 2; "
             f"sum over latents and features, mean over the batch"
         )
 
