@@ -1,21 +1,13 @@
 """`vae density`: fit a density to a model's codes, from which `vae sample` then draws; or say which there is."""
 
-import torch
-from torch import Tensor
-
 from vaecli import data, densities, output
 from vaecli import device as devices
 from vaecli.commands.train import duration
 from vaecli.config import tree as trees
-from vaecli.data.base import SplitView
 from vaecli.errors import ConfigError
-from vaecli.models.base import Level, Model
 from vaecli.training import checkpoint as checkpoints
 from vaecli.training import stored_density
 from vaecli.training.stop import Stop
-
-CODES = 60_000  # images whose codes a density is fitted to, at most
-BATCH = 512
 
 
 def run(
@@ -30,7 +22,7 @@ def run(
     """
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     step = loaded.path.parent
-    latents = sum(level.size for level in _levels(loaded.model))
+    latents = stored_density.latents(loaded.model)
     stored = stored_density.load(step, latents)
     if fit is None:
         if components is not None or settings:
@@ -53,18 +45,15 @@ def run(
         if not equals:
             raise ConfigError(f"--set {text}: write --set key=value")
         values[key] = trees.parse_value(value, f"--set {text}")
-    density = densities.build(densities.parse(values), latents)
     stop = Stop(duration(max_time))
     with stop.signals():
-        view = data.load(loaded.config.data, loaded.info).split(split).sample(min(limit or CODES, CODES))
-        codes_ND = codes(loaded.model, view, seed)
-        devices.seed(seed, "density")
-        with output.progress("fitting", len(codes_ND)) as advance:
-            density.fit(codes_ND, lambda: stop.reason is not None, advance)
-        if stop.signal is not None:
-            output.notice("stopped: nothing is stored")
-            raise SystemExit(128 + stop.signal)
-    fitted_on = f"{len(codes_ND):,} codes ({loaded.info.name} {view.name})"
+        view = data.load(loaded.config.data, loaded.info).split(split)
+        view = view.sample(min(limit or stored_density.CODES, stored_density.CODES))
+        fitted = stored_density.fit(densities.parse(values), loaded.model, view, seed, stop)
+    if stop.signal is not None:
+        output.notice("stopped: nothing is stored")
+        raise SystemExit(128 + stop.signal)
+    density, codes_ND, fitted_on = fitted.density, fitted.codes_ND, fitted.fitted_on
     path = stored_density.add(step, density, fitted_on)
     output.notice(f"density    {density.text()}, fitted to {fitted_on}")
     mean = density.log_prob(codes_ND[:10_000])
@@ -76,22 +65,3 @@ def run(
         output.result_json({"schema": 1, "path": str(path), **record})
     else:
         output.result(str(path))
-
-
-def _levels(model: Model) -> list[Level]:
-    found = list(model.levels)
-    if any(not level.inferred or level.kind not in ("gaussian", "point") for level in found):
-        raise ConfigError(f"{model.config.name} has no codes of numbers to fit a density to")
-    return found
-
-
-def codes(model: Model, view: SplitView, seed: int) -> Tensor:
-    """Draws from q(z|x), or points, of the images of a view: float64 (N, D) on the CPU."""
-    parts = []
-    with torch.inference_mode(), output.progress("encoding", len(view)) as advance:
-        for i, batch in enumerate(view.batches(BATCH)):
-            devices.seed(seed, "codes", i)
-            found = model.infer(batch.x_BCHW.to(model.device), sample=True)
-            parts.append(model.flatten(found.values).cpu().double())
-            advance(len(batch.x_BCHW))
-    return torch.cat(parts)

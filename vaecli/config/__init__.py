@@ -19,6 +19,7 @@ from vaecli.settings.section import Count, PositiveInt, Precision, Section
 
 if TYPE_CHECKING:
     from vaecli.data.base import DataConfig
+    from vaecli.densities.base import DensityConfig
     from vaecli.models.base import ModelConfig
 
 MAX_MISTAKES = 20  # of one section, that are listed
@@ -64,14 +65,18 @@ class RunConfig:
     optim: Adam | AdamW | Adagrad | RMSprop | SGD
     train: TrainConfig
     seed: int
+    density: "DensityConfig | None" = None  # fitted to the codes after the last step
 
     def to_tree(self) -> dict[str, Any]:
         """Plain nested values, complete; `build` of it gives an equal configuration."""
-        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "data", "optim", "train")}
-        return {**sections, "seed": self.seed}
+        sections = {name: getattr(self, name) for name in ("model", "data", "optim", "train", "density")}
+        dumped = {name: section.model_dump(mode="json") for name, section in sections.items() if section is not None}
+        return {**dumped, "seed": self.seed}
 
 
 # ---------------------------------------------------------------------------------------------------------- building
+
+SECTIONS = ("model", "data", "optim", "train", "density", "seed")
 
 
 def build(tree: Tree) -> RunConfig:
@@ -80,10 +85,10 @@ def build(tree: Tree) -> RunConfig:
     sections: dict[str, Any] = {}
     values = tree.values
     for key in values:
-        if key not in ("model", "data", "optim", "train", "seed"):
-            near = registry.nearest(key, ("model", "data", "optim", "train", "seed"))
+        if key not in SECTIONS:
+            near = registry.nearest(key, SECTIONS)
             problems.append(_place(tree, (key,)) + f"{key}: no such section{near}")
-    for name in ("model", "data", "optim", "train", "seed"):
+    for name in SECTIONS:
         try:
             sections[name] = _section(name, values, tree)
         except ConfigError as error:
@@ -99,8 +104,13 @@ def build(tree: Tree) -> RunConfig:
     return RunConfig(**sections)
 
 
+_KINDS = {"model": "model", "data": "dataset", "density": "density"}  # in the registry
+
+
 def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
-    value = values.get(name, {})
+    value = values.get(name, None if name == "density" else {})
+    if name == "density" and value is None:
+        return None
     if name == "seed":
         return TypeAdapter(Count).validate_python(value if name in values else 0, strict=True)
     if isinstance(value, str):
@@ -111,7 +121,7 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
         return TrainConfig.model_validate(value)
     if name == "optim":
         return TypeAdapter(OptimConfig).validate_python({"name": "adam", **value})
-    kind = "model" if name == "model" else "dataset"
+    kind = _KINDS[name]
     if name == "model":
         value = {"name": "vae", **value}
     if name == "data" and isinstance(value.get("name"), str):
@@ -189,7 +199,7 @@ def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
         fields = next(c for c in OPTIMS if chosen in get_args(c.model_fields["name"].annotation)).model_fields
     else:
         name = value.get("name", "vae") if isinstance(value, dict) else str(value)
-        kind = "model" if section == "model" else "dataset"
+        kind = _KINDS[section]
         fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
     for part in path[1:-1]:
         field_info = fields.get(part)

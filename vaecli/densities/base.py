@@ -22,8 +22,11 @@ class Density(nn.Module):
         super().__init__()
         self.config, self.latents = config, latents
 
+    def check(self, codes: int) -> None:
+        """ConfigError where the settings do not fit so many codes, or what fits them is not installed."""
+
     def fit(self, codes_ND: Tensor, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
-        """Fit to float64 codes. ConfigError where the settings do not fit them; `stop()` ends a long fit early.
+        """Fit to float64 codes. ConfigError as of `check`; `stop()` ends a long fit early.
 
         Randomness comes from torch's global generator.
         """

@@ -3,6 +3,7 @@
 The ex-post density of Ghosh et al. 2020 (10 components), fitted by scikit-learn from k-means.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -37,15 +38,18 @@ class Density(base.Density):
         self.register_buffer("mean_KD", torch.zeros(k, latents, dtype=torch.float64))
         self.register_buffer("factor_KDD", torch.eye(latents, dtype=torch.float64).repeat(k, 1, 1))
 
-    def fit(self, codes_ND: Tensor, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
-        if self.config.components > len(codes_ND):
+    def check(self, codes: int) -> None:
+        if self.config.components > codes:
             raise ConfigError(
-                f"{self.config.components:,} components, but only {len(codes_ND):,} codes", "take fewer components"
+                f"{self.config.components:,} components, but only {codes:,} codes", "take fewer components"
             )
-        try:
-            from sklearn.mixture import GaussianMixture
-        except ImportError:
-            raise ConfigError("a mixture is fitted by scikit-learn", 'pip install "vaecli[analyze]"') from None
+        if importlib.util.find_spec("sklearn") is None:
+            raise ConfigError("a mixture is fitted by scikit-learn", 'pip install "vaecli[analyze]"')
+
+    def fit(self, codes_ND: Tensor, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
+        self.check(len(codes_ND))
+        from sklearn.mixture import GaussianMixture
+
         variance = float(codes_ND.var(dim=0, correction=0).mean())
         # Scaled to variance one, so that the regularisation means the same for every code.
         mixture = GaussianMixture(

@@ -1,6 +1,7 @@
 """What a training says before it starts: the banner, the dry run, and what cannot work refused."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError, MachineError
-from vaecli.models.base import Level, Model
+from vaecli.models.base import Level, Model, Player
 from vaecli.settings import schedules
-from vaecli.training import state, steps
+from vaecli.training import state, steps, stored_density
 from vaecli.training.placing import ready, to_device
 
 
@@ -28,7 +29,9 @@ def check_labels(config: RunConfig, info: DataInfo) -> None:
 
 
 def check(model: Model, config: RunConfig, dataset: Dataset) -> None:
-    """ConfigError where stages or the order of batches do not fit the model and the data."""
+    """ConfigError where stages, the order of batches or a density do not fit the model and the data."""
+    if config.density is not None:
+        stored_density.check(config.density, model, len(dataset.split("train")))
     if model.players(config.optim):
         state.stages(model, config)
         model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
@@ -101,7 +104,6 @@ def banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devic
     train, held_out = len(dataset.split("train")), dataset.split("val")
     held = f"{len(held_out):,} held out" if held_out.name == "val" else "none held out"
     net = getattr(getattr(config.model, "net", None), "name", None)
-    optim = config.optim
     output.notice(
         f"model      {config.model.name}: {' + '.join(map(_level_text, model.levels))}, "
         f"{parameters:,} parameters" + (f", net {net}" if net else "")
@@ -112,23 +114,46 @@ def banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devic
             output.notice(f"schedule   {key.removesuffix('.schedule')}: {_schedule_text(config, key)}")
     output.notice(
         f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
-        f"{info.source.get('kind', 'as given')}"
+        f"{info.source.get('kind', 'as given')}{_range_text(info.source)}"
     )
-    players = model.players(optim)
+    if config.density is not None:
+        density = stored_density.check(config.density, model, train)
+        codes = f"{min(train, stored_density.CODES):,} codes"
+        output.notice(f"density    {density.text()}, fitted to {codes} when the training is over")
+    players = model.players(config.optim)
     if not players:
         output.notice(f"training   fitted in closed form, seed {config.seed}, {device.describe(where)}")
     else:
-        all_steps = state.stages(model, config)[-1].end
+        all_stages = state.stages(model, config)
+        all_steps = all_stages[-1].end
         epochs = all_steps * config.train.batch_size / train
-        lr = f"{schedules.at(optim.lr, 0):g}"
+        alone = f"{_optim_text(players[0])}, " if len(players) == 1 else ""
         output.notice(
             f"training   {all_steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
-            f"{optim.name} lr {lr}, {config.train.precision}, seed {config.seed}, {device.describe(where)}"
+            f"{alone}{config.train.precision}, seed {config.seed}, {device.describe(where)}"
         )
+        for player in players if len(players) > 1 else []:
+            stage = next(stage for stage in all_stages if stage.plays(player))
+            when = "" if stage.name is None else f", stage {stage.name} of {stage.end - stage.start:,} steps"
+            output.notice(f"player     {player.name}: {_optim_text(player)}{when}")
     if getattr(getattr(config.model, "likelihood", None), "name", "") == "bernoulli" and not info.binary:
         output.notice(
             "note       the pixels are not all 0 or 1: the Bernoulli likelihood is then a cross-entropy, not a density"
         )
+
+
+def _optim_text(player: Player) -> str:
+    """`adam lr 0.001`, and how many updates a step where they are several."""
+    updates = f", {player.updates} updates a step" if player.updates > 1 else ""
+    return f"{player.optim.name} lr {schedules.at(player.optim.lr, 0):g}{updates}"
+
+
+def _range_text(source: Mapping[str, Any]) -> str:
+    """`; black and white: uint8 0 and 255`, of images whose range of values was looked for."""
+    ranges = source.get("range")
+    if not isinstance(ranges, dict) or not ranges:
+        return ""
+    return "; black and white: " + ", ".join(f"{kind} {low:g} and {high:g}" for kind, (low, high) in ranges.items())
 
 
 def _level_text(level: Level) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import signal
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from json import loads as parse_json
@@ -16,10 +17,11 @@ from vaecli import data, device, models, output, paths, safe_files
 from vaecli.config import RunConfig
 from vaecli.config.tree import Tree
 from vaecli.data.base import Dataset, SplitView
-from vaecli.errors import ConfigError, InputError, VaeError
+from vaecli.densities.base import Density
+from vaecli.errors import ConfigError, InputError, Interrupted, VaeError
 from vaecli.models.base import Model
 from vaecli.speed import graph
-from vaecli.training import banner, checkpoint, placing, rundir, seeds, trainer
+from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_density, trainer
 from vaecli.training.meter import Meter
 from vaecli.training.state import TrainState
 from vaecli.training.stop import Stop, memory_errors
@@ -171,7 +173,8 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     takes_steps = models.takes_steps(config.model)
     if config.train.total_steps < loaded.step and takes_steps:
         raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.total_steps:,}")
-    if not takes_steps or config.train.total_steps == loaded.step:
+    finished = not takes_steps or config.train.total_steps == loaded.step
+    if finished and (config.density is None or _density_of(step_dir, loaded.model) is not None):
         output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
         return _record(run_path, "finished", loaded.step, {})
     if options.dry_run:
@@ -187,7 +190,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     state = TrainState.fresh(model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
     checkpoint.clean_up(run_dir.checkpoints, state.step)
-    run_dir.truncate_metrics(state.step)
+    run_dir.truncate_metrics(state.step if takes_steps else -1)
     run_dir.write("config.yaml", configs.dump(config))
     run_dir.status(**rundir.provenance(), device=device.describe(where), resumed_at=state.step)
     output.notice(f"resuming {run_path} at step {state.step:,}")
@@ -230,7 +233,7 @@ def _train(
     """Train in a run directory and report; yields between steps, and its value is the record of the result."""
     banner.banner(model, config, dataset, model.device)
     output.notice(f"run        {run_dir.path}")
-    meter = Meter(config, state, started, live=alone)
+    meter, first = Meter(config, state, started, live=alone), state.step
     code, status, evaluation = 1, "failed", {}
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
@@ -246,8 +249,11 @@ def _train(
                     run_dir, model, config, state, stream, training, held_out, stop, hooks, recorded
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
-            how = f" at step {state.step:,}: {meter.summary()}" if state.players else ", in closed form"
-            output.notice(f"{status}{how}")
+            how = f" at step {state.step:,}" if state.players else ", in closed form"
+            rate = f": {meter.summary()}" if state.step > first else ""
+            output.notice(f"{status}{how}{rate}")
+            if config.density is not None:
+                status = _fit_density(run_dir, config, model.device, dataset, state.step, status, stop)
             judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
     except VaeError as error:
         code = error.exit_code
@@ -258,6 +264,41 @@ def _train(
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         run_dir.close()
     return _record(run_dir.path, status, state.step, evaluation)
+
+
+def _fit_density(
+    run_dir: rundir.RunDir, config: RunConfig, where: torch.device, dataset: Dataset, step: int, status: str, stop: Stop
+) -> str:
+    """What `vae density --fit` would do with the checkpoint of the last step; how the run has ended then.
+
+    Interrupted, with nothing stored, after a signal; `--resume` fits it.
+    """
+    assert config.density is not None
+    later = f"vae train --resume {run_dir.path}"
+    if status != "finished":
+        output.notice(f"density    none: it is fitted when the training is over; to go on: {later}")
+        return status
+    folder = run_dir.checkpoints / f"step-{step:08d}"
+    loaded = checkpoint.load_model(folder / checkpoint.MODEL_FILE, where)
+    if _density_of(folder, loaded.model) is not None:
+        return status
+    fitted = stored_density.fit(config.density, loaded.model, dataset.split("train"), config.seed, stop)
+    if stop.signal is not None:
+        name = signal.Signals(stop.signal).name
+        raise Interrupted(f"stopped by {name} before the density was fitted; the weights are saved", stop.signal, later)
+    if fitted.cut_short:
+        output.notice(f"density    none: the time was over before it was fitted; to fit it: {later}")
+        return "time limit"
+    stored_density.add(folder, fitted.density, fitted.fitted_on)
+    output.notice(f"density    {fitted.density.text()}, fitted to {fitted.fitted_on}")
+    run_dir.status(density=f"{fitted.density.text()}, fitted to {fitted.fitted_on}")
+    return status
+
+
+def _density_of(step: Path, model: Model) -> Density | None:
+    """The one stored beside the weights of a step."""
+    found = stored_density.load(step, stored_density.latents(model))
+    return None if found is None else found[0]
 
 
 @contextlib.contextmanager

@@ -1,19 +1,93 @@
-"""The density fitted to a model's codes, beside the weights in a step directory and in its manifest."""
+"""The density fitted to a model's codes, and how it stands beside the weights, in a step directory and its manifest.
+
+Shapes: N codes, D latents.
+"""
 
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from torch import Tensor
 
-from vaecli import densities, safe_files
-from vaecli.densities.base import Density
-from vaecli.errors import InputError, MachineError
+from vaecli import densities, output, safe_files
+from vaecli import device as devices
+from vaecli.data.base import SplitView
+from vaecli.densities.base import Density, DensityConfig
+from vaecli.errors import ConfigError, InputError, MachineError
+from vaecli.models.base import Model
 from vaecli.training import checkpoint
 from vaecli.training.checkpoint import CheckpointError
+from vaecli.training.stop import Stop
+
+CODES = 60_000  # images whose codes a density is fitted to, at most
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A density, the codes it is fitted to, in words which they are, and whether the fit was ended early."""
+
+    density: Density
+    codes_ND: Tensor
+    fitted_on: str
+    cut_short: bool
+
+
+def latents(model: Model) -> int:
+    """Those of a code; ConfigError where codes are no numbers, or not all of them are inferred."""
+    if any(not level.inferred or level.kind not in ("gaussian", "point") for level in model.levels):
+        raise ConfigError(f"{model.config.name} has no codes of numbers to fit a density to")
+    return sum(level.size for level in model.levels)
+
+
+def check(config: DensityConfig, model: Model, images: int) -> Density:
+    """The density that would be fitted to so many images' codes, without memory. ConfigError where it cannot be."""
+    with torch.device("meta"):
+        density = densities.build(config, latents(model))
+    density.check(min(images, CODES))
+    return density
+
+
+def fit(config: DensityConfig, model: Model, view: SplitView, seed: int, stop: Stop) -> Fitted:
+    """Fit a density to one draw from q(z|x) of each image of a view (at most `CODES` of them), or to the points that a
+    deterministic encoder gives. ConfigError where that cannot be."""
+    view = view.sample(CODES)
+    check(config, model, len(view))
+    codes_ND = codes(model, view, seed, stop)
+    devices.seed(seed, "density")
+    density = densities.build(config, latents(model))
+    ended = False
+
+    def stopped() -> bool:
+        nonlocal ended
+        ended = stop.reason is not None
+        return ended
+
+    if stop.signal is None:
+        with output.progress("fitting", len(codes_ND)) as advance:
+            density.fit(codes_ND, stopped, advance)
+    fitted_on = f"{len(codes_ND):,} codes ({model.info.name} {view.name})"
+    return Fitted(density, codes_ND, fitted_on, ended or stop.signal is not None)
+
+
+def codes(model: Model, view: SplitView, seed: int, stop: Stop) -> Tensor:
+    """Draws from q(z|x), or points, of the images of a view, as far as no signal stops it: float64 (N, D), CPU."""
+    parts = [torch.empty(0, latents(model), dtype=torch.float64)]
+    with torch.inference_mode(), output.progress("encoding", len(view)) as advance:
+        for i, batch in enumerate(view.batches(BATCH)):
+            if stop.signal is not None:
+                break
+            devices.seed(seed, "codes", i)
+            found = model.infer(batch.x_BCHW.to(model.device), sample=True)
+            parts.append(model.flatten(found.values).cpu().double())
+            advance(len(batch.x_BCHW))
+    return torch.cat(parts)
 
 
 def add(step: Path, density: Density, fitted_on: str) -> Path:

@@ -139,6 +139,8 @@ def fit(
             return Outcome(shortened or "finished", evaluation)
         if number is not None:
             name = signal.Signals(number).name
+            if not state.players:  # there is nothing to go on with
+                raise Interrupted(f"stopped by {name}; saved is the fit to the images seen until then", number)
             raise Interrupted(
                 f"stopped by {name} at step {state.step:,}; saved", number, f"vae train --resume {run.path}"
             )
@@ -253,11 +255,17 @@ def _collect(
 
 
 def scheduled(model: Model, config: RunConfig, state: TrainState, step: int) -> dict[str, float]:
-    """The values, at `step`, of the hyper-parameters that are schedules, and the learning rate."""
+    """The values, at `step`, of the hyper-parameters that are schedules, and the learning rates, with the player's name
+    before those of all but the first."""
     stage = next(s for s in state.stages if step < s.end)
     now = model.hyper(step - stage.start)
-    moving = {name: now[name] for name in schedules.moving(config.model)}
-    return {**moving, "lr": schedules.at(config.optim.lr, step - stage.start)}
+    moving = {name: now[name] for name in schedules.moving(config.model) if not name.endswith("_optim.lr")}
+    playing = [player for player, _ in state.players.values() if stage.plays(player)]
+    rates = {
+        "lr" if player is playing[0] else f"{player.name}.lr": schedules.at(player.optim.lr, step - stage.start)
+        for player in playing
+    }
+    return {**moving, **rates}
 
 
 def diverged(
