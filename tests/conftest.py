@@ -53,6 +53,14 @@ def toy_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
+def known_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of tests/known, of which every answer is known, registered beside the real ones."""
+    monkeypatch.syspath_prepend(str(HERE))
+    places = [*registry.PACKAGES["model"], ("known", HERE / "known")]
+    monkeypatch.setitem(registry.PACKAGES, "model", places)
+
+
+@pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
     """`vae("train", "--preset", ...)` -> exit code, stdout, stderr."""
 

@@ -154,6 +154,14 @@ def oracle(dataset: Dataset, device: torch.device | str = "cpu", seed: int = 0) 
     return made
 
 
+def is_trained(dataset: Dataset, seed: int = 0) -> bool:
+    """Whether it is in the cache, so that `oracle` takes no time."""
+    if dataset.labels is None or not dataset.info.factor_names:
+        return False
+    labels_NK = dataset.labels.cpu()
+    return _cache_file(dataset, labels_NK, *_parts(dataset, labels_NK), seed).is_file()
+
+
 def _parts(dataset: Dataset, labels_NK: Tensor) -> tuple[Tensor, Tensor]:
     """The labelled images to train on and those held out: a published test set, else a tenth, always the same."""
     known_N = (labels_NK >= 0).any(dim=1)

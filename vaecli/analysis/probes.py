@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaecli import device
 from vaecli.analysis.draws import Source
@@ -232,3 +232,31 @@ def variance_loss(
         float(sampled.mean),
         x.n,
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+def classifier(z_ND: Tensor, label_N: Tensor, hidden: int = 0, seed: int = 0, steps: int = 600) -> float:
+    """How often a classifier of codes is right: trained on one half of them by cross-entropy, judged on the other; a
+    linear map, or a hidden layer of `hidden` units. Its randomness is its own."""
+    order = torch.randperm(len(z_ND), generator=torch.Generator().manual_seed(device.derive(seed, "probe")))
+    train, test = order[: len(order) // 2], order[len(order) // 2 :]
+    centre, scale = z_ND[train].mean(dim=0), z_ND[train].std(dim=0).clamp(min=1e-12)
+    x_ND, values = ((z_ND - centre) / scale).float(), int(label_N.max()) + 1
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        torch.manual_seed(device.derive(seed, "probe", hidden))
+        x_ND = x_ND.clone()
+        layers = [nn.Linear(x_ND.shape[1], hidden), nn.ReLU()] if hidden else []
+        net = nn.Sequential(*layers, nn.Linear(hidden or x_ND.shape[1], values))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=steps)
+        for _ in range(steps):
+            index = train[torch.randint(len(train), (min(512, len(train)),))]
+            loss = nn.functional.cross_entropy(net(x_ND[index]), label_N[index])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            return float((net(x_ND[test]).argmax(dim=1) == label_N[test]).double().mean())
