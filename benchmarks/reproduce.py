@@ -91,7 +91,7 @@ def page(folder: Path) -> str:
             link = f"[{name}](#{name})" if record else name
             verdict = "not run (" + row.time + ")" if record is None else f"**{record['verdict']}**"
             if record is None and kind == "published":
-                verdict = ", ".join(f"{key} {value}" for key, value in row.published.items())
+                verdict = f"{len(row.published)} numbers: `vae reproduce --list --published`"
             seeds = "" if record is None else len(record["seeds"])
             seconds = "" if record is None else f"{record['seconds']:,.0f}"
             lines.append(f"| {link} | {row.summary} | {verdict} | {seeds} | {seconds} |")

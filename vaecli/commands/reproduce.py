@@ -270,6 +270,8 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
         tolerance = "" if check is None else str(check["tolerance"])
         mean = f"{found['mean']:.6g}" if isinstance(found["mean"], float) else str(found["mean"])
         lines.append([record["row"], key, str(expected), tolerance, f"{mean}{spread}", verdict])
+    others = {key: value for key, value in record["published"].items() if key not in record["obtained"]}
+    lines += [[record["row"], key, str(value), "", "", ""] for key, value in others.items()]
     for check in record["checks"]:
         if "less" in check:
             verdict = OPEN if not record["complete"] else HOLDS if check["holds"] else SHORT
