@@ -29,7 +29,7 @@ from vaecli.errors import ConfigError, InputError
 
 NEIGHBOURS = 3  # k of Kynkaanniemi et al.
 FEWEST = 10  # images of a set
-DISTANCES = 1 << 24  # held at a time
+DISTANCES = 1 << 22  # held at a time
 BATCH = 256
 
 Advance = Callable[[float], None]
