@@ -10,7 +10,19 @@ import torch
 
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import aggregate, diagnosis, draws, leak, likelihood, metrics, pixel_order, probes, quality, tables
+from vaecli.analysis import (
+    aggregate,
+    axes,
+    diagnosis,
+    draws,
+    leak,
+    likelihood,
+    metrics,
+    pixel_order,
+    probes,
+    quality,
+    tables,
+)
 from vaecli.analysis import codes as code_files
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.codes import Array, Codes
@@ -154,6 +166,7 @@ def analyze(
         rules, counts = _rules(codes, stats, more["gain"])
         numbers = {**numbers, **of_model, "inactive": counts, "drawn_from": source.text}
         numbers |= {"leak": _leak(loaded, dataset, stats, seed), "pixel_order": _pixel_order(dataset, seed)}
+        numbers["axes"] = axes.measure(loaded.model, dataset.split("train"))
         if not model.has_likelihood:
             numbers["law"] = None  # which follows from a KL in what is minimised
         latents = _with_columns(latents, {**columns, **more, **rules})
@@ -161,6 +174,7 @@ def analyze(
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
         verdict = diagnosis.with_pixel_order(verdict, numbers["pixel_order"])
     results = _metrics(metric_names, _numbers(codes, stats), seed, lenient)
+    results = pca_row.beside(results, view, images, seed)
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from vaecli.analysis import leak, metrics
+from vaecli.analysis import axes, leak, metrics
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 
@@ -22,7 +22,7 @@ LABEL_FIELDS = ("latent", "mean_mu", "var_mu", "status")
 CODE_FIELDS = ("latent", "perplexity", "status")
 DIM = ("inactive", "constant")
 NONE = "n/a"
-METRIC_HEADERS = ("metric", "value", "over active", "chance", "ceiling")
+METRIC_HEADERS = ("metric", "value", "over active", "chance", "ceiling", "PCA")
 
 Record = dict[str, Any]
 
@@ -329,6 +329,8 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
     if (order := numbers.get("pixel_order")) is not None and order["sentence"] is not None:
         each = ", ".join(f"{f['factor']} {f['order']:.2f}" for f in order["factors"] if f["order"] is not None)
         add("order of values in pixels", f"{each} (1: distances add up; 0: a neighbour is as far as any other)")
+    if (found := numbers.get("axes")) is not None and found["latents"]:
+        add("principal axis of each latent", axes.text(found))
     for rule, count in numbers["inactive"].items():
         if count is not None:
             add(f"inactive by rule {rule}", f"{count}: {RULES[rule]}")
@@ -356,15 +358,15 @@ def leak_table(found: Mapping[str, Any], latents: Sequence[Record]) -> Table:
 
 
 def metric_rows(results: Sequence[metrics.Result], digits: int = 4) -> list[list[str]]:
-    """metric, value, over active latents, chance, ceiling; a metric of several values has a row for each."""
+    """metric, value, over active latents, chance, ceiling, PCA; a metric of several values has a row for each."""
     rows = []
     for result in results:
         if result.score is None:
-            rows.append([result.name, NONE, NONE, NONE, NONE])
+            rows.append([result.name, *[NONE] * (len(METRIC_HEADERS) - 1)])
             continue
         for key, value in result.score.values.items():
             name = result.name if len(result.score.values) == 1 else f"{result.name}.{key}"
             active = None if result.active is None else result.active.values.get(key)
-            others = [None if of is None else of.get(key) for of in (result.chance, result.ceiling)]
+            others = [None if of is None else of.get(key) for of in (result.chance, result.ceiling, result.pca)]
             rows.append([name, *(number_text(v, digits) for v in (value, active, *others))])
     return rows
