@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaecli import data, registry
 from vaecli.analysis import control, draws, intervention, labelled, probes, readers
+from vaecli.analysis.transitivity import transitivity
 from vaecli.batch import DataInfo
 from vaecli.data._drawn import Channels
 from vaecli.data.base import Bits, Dataset, Floats, grid_labels
@@ -153,7 +154,7 @@ def test_labels_read_and_decoded() -> None:
     for record, size in zip(found, (3, 13), strict=True):
         assert record["q"]["share"] == record["p"]["share"] == 1.0 and record["q"]["images"] == 507
         shared = record["transitivity"]
-        for part in ("ab", "ay", "yb", "entropy"):
+        for part in ("a_b", "a_y", "y_b", "y"):
             assert shared[part] == pytest.approx(math.log(size), abs=1e-9)
         assert shared["slack"] == pytest.approx(0, abs=1e-9)
 
@@ -161,19 +162,19 @@ def test_labels_read_and_decoded() -> None:
 def test_transitivity_holds_for_any_counts() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        a, b, y = rng.integers(0, rng.integers(1, 5, 3)[:, None], (3, int(rng.integers(2, 60))))
-        found = control.transitivity(a, b, y)
-        assert found["slack"] >= -1e-9
-        assert found["slack"] == pytest.approx(found["ab"] - found["ay"] - found["yb"] + found["entropy"])
+        sizes = rng.integers(1, 5, 3)[:, None]
+        a, b, y = torch.from_numpy(rng.integers(0, sizes, (3, int(rng.integers(2, 60)))))
+        found = transitivity(a, b, y)
+        assert found.slack >= -1e-9
+        assert found.slack == pytest.approx(found.a_b - found.a_y - found.y_b + found.y)
 
 
 def test_information_by_hand() -> None:
-    a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    a, b = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
     expected = 0.25 * math.log(0.25 / (0.5 * 0.25)) + 0.25 * math.log(0.25 / (0.5 * 0.75)) + 0.5 * math.log(0.5 / 0.375)
-    assert control.transitivity(a, b, b)["ab"] == pytest.approx(expected, abs=1e-12)
-    independent = control.transitivity(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]))
-    assert independent["ab"] == independent["ay"] == pytest.approx(0, abs=1e-12)
-    assert independent["slack"] == pytest.approx(math.log(2))
+    assert transitivity(a, b, b).a_b == pytest.approx(expected, abs=1e-12)
+    independent = transitivity(a, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 0]))
+    assert independent.a_b == pytest.approx(0, abs=1e-12) and independent.slack == pytest.approx(math.log(2))
 
 
 # ---- traversals of the prior

@@ -115,6 +115,13 @@ DataAt = Annotated[
         autocompletion=_datasets,
     ),
 ]  # fmt: skip
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", "-l", metavar="FACTOR=VALUE,...",
+        help="Images of these labels: a|b for several values, lo:hi for a range, * for all; others are drawn.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Out = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; `-` is stdout.")]
@@ -206,6 +213,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many images.")] = 64,
     out: Out = None,
     seed: Seed = 0,
+    label: Labels = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
     density: Annotated[
         str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
@@ -214,12 +222,13 @@ def sample(
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
+    data: DataAt = None,
 ) -> None:
-    """Draw images from the prior: a grid (PNG), a directory of PNGs, an .npz, or `-` for PNG bytes on stdout."""
+    """Draw images from the prior, or of given labels: a grid (PNG), a directory of PNGs, an .npz, or `-` for stdout."""
     output.configure(quiet)
     from vaecli.commands import sample as command
 
-    command.run(checkpoint, n, out, seed, temperature, device, force, json, density)
+    command.run(checkpoint, n, out, seed, temperature, device, force, json, density, label or [], data)
 
 
 @app.command()

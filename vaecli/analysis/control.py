@@ -8,7 +8,7 @@ Shapes: B images, K factors of the data, L labels that can be asked for, S steps
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import aggregate, draws, intervention, labelled, metrics, probes, readers
 from vaecli.analysis import codes as code_files
-from vaecli.analysis.codes import Array
 from vaecli.analysis.labelled import Sampler
 from vaecli.analysis.readers import Reader
+from vaecli.analysis.transitivity import transitivity
 from vaecli.data.base import Dataset, SplitView
 from vaecli.errors import ConfigError
 from vaecli.models.base import Level, Model, Values
@@ -317,30 +317,10 @@ def label_accuracy(subject: Subject, view: SplitView) -> list[Record]:
     for k, factor in enumerate(subject.factors if truth else ()):
         a, b, y, own = (torch.cat(parts)[:, k] for parts in (guessed, decoded, truth, read))
         record: Record = {"factor": factor, "q": share(own == y), "p": share(b == y) if above else None}
-        shared = transitivity(a.numpy(), b.numpy(), y.numpy()) if above else None
-        records.append({**record, "transitivity": shared})
+        shared = transitivity(a, b, y) if above else None
+        of_counts = None if shared is None else {**asdict(shared), "bound": shared.bound, "slack": shared.slack}
+        records.append({**record, "transitivity": of_counts})
     return records
-
-
-def transitivity(a_N: Array, b_N: Array, y_N: Array) -> Record:
-    """I(a; b), I(a; y), I(y; b) and H(y) of triples of labels, as counted, in nats.
-
-    I(a; b) >= I(a; y) + I(y; b) - H(y) for any counts, as H(y) >= I(y; a, b) = I(y; a) + I(y; b|a) and I(y; b|a) =
-    I(y; b) - I(a; b) + I(a; b|y). `slack` is the left side less the right: below zero by more than rounding, something
-    is computed wrongly.
-    """
-    found = {"ab": _information(a_N, b_N), "ay": _information(a_N, y_N), "yb": _information(y_N, b_N)}
-    h_y = _information(y_N, y_N)
-    return {**found, "entropy": h_y, "slack": found["ab"] - (found["ay"] + found["yb"] - h_y)}
-
-
-def _information(a_N: Array, b_N: Array) -> float:
-    """The mutual information of the counts of pairs, in nats."""
-    pairs, counts = np.unique(np.stack([a_N, b_N]), axis=1, return_counts=True)
-    p = counts / counts.sum()
-    alone = [dict(zip(*(part.tolist() for part in np.unique(x, return_counts=True)), strict=True)) for x in (a_N, b_N)]
-    apart = np.array([alone[0][a] * alone[1][b] for a, b in pairs.T.tolist()]) / float(len(a_N)) ** 2
-    return float((p * np.log(p / apart)).sum())
 
 
 # ------------------------------------------------------------------------------------------------- prior traversals
@@ -535,7 +515,7 @@ def rows(found: Control) -> list[tuple[str, str, str]]:
         decoded = "" if r["p"] is None else f"; p(y|u) {r['p']['share']:.1%}"
         table.append(("label accuracy", r["factor"], f"q(y|x) {_percent(r['q'])}{decoded}"))
         if (t := r["transitivity"]) is not None:
-            text = f"I(a;b) {t['ab']:.3f} >= I(a;y) {t['ay']:.3f} + I(y;b) {t['yb']:.3f} - H(y) {t['entropy']:.3f} nats"
+            text = f"I(a;b) {t['a_b']:.3f} >= I(a;y) {t['a_y']:.3f} + I(y;b) {t['y_b']:.3f} - H(y) {t['y']:.3f} nats"
             table.append(("transitivity", r["factor"], text))
     for r in found.traversals:
         kept = ", ".join(f"{factor} {value:.1%}" for factor, value in r["kept"].items())

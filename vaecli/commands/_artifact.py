@@ -9,8 +9,9 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -146,11 +147,13 @@ def write_images(
     shape: tuple[int, int, int],
     force: bool,
     advance: Callable[[float], None],
+    arrays: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    draw: Callable[[Array], bytes] = figures.grid,
 ) -> str:
     """Write `n` images, given in chunks with their latents, (B, C, H, W) and (B, D); returns the name.
 
-    A grid (PNG), a folder of PNG files, or `.npz` with `images` and `z`. ConfigError, before any image is made, where
-    the grid would be too large; else as `write`.
+    A grid (PNG, as `draw` draws it), a folder of PNG files, or `.npz` with `images`, `z` and the `arrays`. ConfigError,
+    before any image is made, where the grid would be too large; else as `write`.
     """
     folder = _folder(output)
     if folder is not None:
@@ -166,7 +169,7 @@ def write_images(
         codes.append(z_BD)
         advance(len(z_BD))
     x_NCHW = np.concatenate(images)
-    data = _npz(x_NCHW, np.concatenate(codes)) if packed else figures.grid(x_NCHW)
+    data = _npz(x_NCHW, np.concatenate(codes), arrays) if packed else draw(x_NCHW)
     return write(output, default_name, data, force)
 
 
@@ -189,9 +192,9 @@ def _write_folder(folder: Path, chunks: Iterable[tuple[Array, Array]], advance: 
         advance(len(x_BCHW))
 
 
-def _npz(images: Array, z: Array) -> bytes:
+def _npz(images: Array, z: Array, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     stream = io.BytesIO()
-    np.savez_compressed(stream, images=images, z=z)
+    np.savez_compressed(stream, allow_pickle=False, images=images, z=z, **arrays)
     return stream.getvalue()
 
 
@@ -214,11 +217,11 @@ def whole_set(images: list[str]) -> str | None:
     return sets[0] if sets else None
 
 
-def read_image(path: str, info: DataInfo) -> Tensor:
+def read_image(path: str, info: DataInfo, fit: bool = True) -> Tensor:
     """An image file as float32 (C, H, W) in [0, 1], of the shape and by the range of values of a model's images.
 
     The rules are those of the data source `folder`, so a file looks to the model as it did in training; a change of
-    size is noted. InputError naming the file.
+    size is noted, or refused unless it may be made to `fit`. InputError naming the file.
     """
     channels, height, width = info.shape
     if channels not in (1, 3):
@@ -231,6 +234,8 @@ def read_image(path: str, info: DataInfo) -> Tensor:
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         problem = str(getattr(error, "strerror", None) or error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not an image that can be read ({problem})") from None
+    if size != (height, width) and not fit:
+        raise InputError(f"{path}: is of {size[1]}x{size[0]} pixels, the model's images of {width}x{height}")
     if size != (height, width):
         streams.notice(f"{path}: fitted from {size[1]}x{size[0]} to the model's {width}x{height} pixels")
     return torch.from_numpy(pixels_CHW) / 255.0

@@ -5,21 +5,17 @@ import math
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from vaecli import data
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis.codes import Array
 from vaecli.batch import at_once
-from vaecli.commands import _artifact
-from vaecli.data.base import Dataset
+from vaecli.commands import _artifact, _inputs
 from vaecli.errors import ConfigError, InputError
 from vaecli.models.base import Model, NoPrior
 from vaecli.objectives.distributions import Curved, Space
 from vaecli.report import figures
 from vaecli.training import checkpoint as checkpoints
-from vaecli.training.checkpoint import Loaded
 
 DEFAULT_NAME = "interpolation.png"
 BATCH = 256
@@ -59,7 +55,7 @@ def run(
         raise ConfigError(f"{loaded.config.model.name} has codes of a codebook, between which there is nothing")
     t_S = np.linspace(0.0, 1.0, steps)
     with torch.inference_mode():
-        x_2CHW, names = _inputs(loaded, (a, b))
+        x_2CHW, names = _inputs.images(loaded, (a, b))
         ends_2D = model.flatten(model.infer(x_2CHW.to(model.device)).values).double().cpu().numpy()
         if not np.isfinite(ends_2D).all():
             raise InputError(f"{loaded.path}: the codes of {names[0]} and {names[1]} are not finite")
@@ -103,23 +99,6 @@ def _space(model: Model) -> Space | None:
     except NoPrior:
         return None
     return p.space if isinstance(p, Curved) else None
-
-
-def _inputs(loaded: Loaded, given: tuple[str, str]) -> tuple[Tensor, list[str]]:
-    """The two images (2, C, H, W) and what to call them; the data set is loaded only if an index is given."""
-    dataset: Dataset | None = None
-    images, names = [], []
-    for text in given:
-        if text.isascii() and text.isdigit():
-            dataset = dataset or data.load(loaded.config.data, loaded.info)
-            if len(text) > 18 or int(text) >= len(dataset.images):
-                raise ConfigError(f"{text[:40]}: the data set has images 0 to {len(dataset.images) - 1}")
-            images.append(dataset.images.gather(torch.tensor([int(text)]))[0].cpu())
-            names.append(f"image {int(text)} of {loaded.info.name}")
-        else:
-            images.append(_artifact.read_image(text, loaded.info))
-            names.append(text)
-    return torch.stack(images), names
 
 
 def straight(a_D: Array, b_D: Array, t_S: Array) -> Array:
