@@ -210,19 +210,19 @@ def train(
 @app.command()
 def sample(
     checkpoint: Checkpoint,
+    label: Labels = None,
     n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many images.")] = 64,
     out: Out = None,
     seed: Seed = 0,
-    label: Labels = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
     density: Annotated[
         str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
     ] = "stored",
+    data: DataAt = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
     json: Json = False,
-    data: DataAt = None,
 ) -> None:
     """Draw images from the prior, or of given labels: a grid (PNG), a directory of PNGs, an .npz, or `-` for stdout."""
     output.configure(quiet)

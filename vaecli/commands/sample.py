@@ -34,11 +34,11 @@ def run(
 
     From the density fitted to the model's codes where one is stored, unless `density` is `none`, else from the prior.
     `temperature` scales the prior's standard deviations. NoPrior where there is neither.
-    """
 
     With `label` (`label_expressions`) images of these labels, every combination in turn, a column each; the labels are
     in the `.npz` and the JSON, those asked for beside those read back. NoLabels where nothing can be asked for,
     ConfigError with the names that there are.
+    """
     if n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -47,15 +47,14 @@ def run(
         raise ConfigError(f"--density is {density[:40]!r}; it must be stored or none")
     _artifact.check_images(output, DEFAULT_NAME, n, force, json)
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
-    asked = _labelled.request(labelled.sampler(source), loaded.info, label, n) if label else None
     source = draws.source(loaded, density)
+    asked = _labelled.request(labelled.sampler(source), loaded.info, label, n) if label else None
     if source.density is not None:
         streams.notice(f"drawing from {source.text}, fitted to the model's codes")
-    devices.seed(seed, "sample")
-    with torch.inference_mode(), streams.progress("sampling", n) as advance:
-        chunks = draw(source, n, temperature)
-        path = _artifact.write_images(output, DEFAULT_NAME, chunks, n, loaded.info.shape, force, advance)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "shape": list(loaded.info.shape)}
+    record = {**about, "n": n, "seed": seed, "temperature": temperature}
+    if source.density is not None:
+        record["density"] = source.density.config.name
     devices.seed(seed, "sample")
     if asked is not None:
         drawn = _labelled.draw(asked, n, temperature, loaded)
@@ -70,9 +69,6 @@ def run(
     with torch.inference_mode(), streams.progress("sampling", n) as advance:
         chunks = draw(source, n, temperature)
         path = _artifact.write_images(output, DEFAULT_NAME, chunks, n, loaded.info.shape, force, advance)
-    record = {**about, "n": n, "seed": seed, "temperature": temperature}
-    if source.density is not None:
-        record["density"] = source.density.config.name
     _artifact.report(path, record, json)
 
 
