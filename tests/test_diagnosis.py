@@ -1,23 +1,30 @@
 """Statistics against numpy in one go, on codes streamed in odd batches; verdicts on constructed cases."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, Result
 from torch import Tensor
 
-from vaecli.analysis import diagnosis, tables
+from vaecli import data
+from vaecli.analysis import advice, diagnosis, tables
 from vaecli.analysis.advice import Evidence
 from vaecli.analysis.diagnosis import verdict, warn_while_training
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Moments, Statistics
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import InputError
+from vaecli.models import vae as vae_model
 from vaecli.models.base import Hyper, Level, Model, ModelConfig, Values
 from vaecli.objectives.distributions import Gaussian, Point
+from vaecli.training import checkpoint
+
+Vae = Callable[..., Result]
 
 
 class Known(Model):
@@ -277,7 +284,6 @@ def test_over_regularised(hyper: dict[str, float], evidence: Evidence | None, re
         (LOW, {"beta": 1.0}, 50_000),  # at weight 1 the data are not worth more
         (LOW, {"beta": 16.0}, 500),  # early
         (LOW, {"gamma": 1000.0, "capacity": 25.0}, 50_000),  # the capacity is not what holds it back
-        (replace(LOW, n=99), {"beta": 16.0}, 50_000),  # too few images
         (replace(LOW, kl_D=2 * LOW.kl_D), {"beta": 16.0}, 50_000),  # 4.8 of 9.2
     ],
 )
@@ -305,7 +311,64 @@ def test_prior_mismatch_by_moments_needs_no_diagnosis() -> None:
     assert name == "prior mismatch" and "2.45 nats" in sentences[-2] and "Not at rest" in sentences[1]
     assert verdict(shifted, NAMES, standard_prior=False).name == "healthy"
     assert verdict(replace(shifted, kl_D=10 * ALL.kl_D), NAMES).name == "healthy"  # little of a rate of 200 nats
-    assert verdict(replace(shifted, n=50), NAMES).name == "healthy"
+    assert verdict(replace(shifted, n=50), NAMES).name == "not judged"
+
+
+def test_of_few_images_nothing_is_called_healthy() -> None:
+    for hyper in ({"beta": 16.0}, {"beta": 1e-4}, None):
+        name, sentences = verdict(replace(ALL, n=99), NAMES, hyper)
+        assert name == "not judged" and "99 images are too few" in sentences[-1] and "100" in sentences[-1]
+    assert verdict(replace(ALL, n=100), NAMES).name == "healthy"
+
+
+def test_worse_than_one_constant_image_is_undertrained() -> None:
+    assert ALL.recon is not None and ALL.kl is not None
+    better = replace(ALL, blank=ALL.recon + ALL.kl + 1.0, blank_error=0.1)
+    assert verdict(better, NAMES, step=50_000).name == "healthy"
+    worse = replace(ALL, blank=0.5 * ALL.recon, blank_error=0.1)
+    name, sentences = verdict(worse, NAMES, step=50_000)
+    assert name == "undertrained" and f"{0.5 * ALL.recon:.4g} nats in place of {ALL.recon:.4g}" in sentences[1]
+    assert "smaller --set optim.lr" in sentences[2]
+    assert "train longer than 50 steps" in verdict(worse, NAMES, step=50)[1][-1]
+    # Reconstructed well, at a price that is not worth it: 20 nats for a gain of 5.
+    dear = replace(ALL, blank=ALL.recon + 5.0, blank_error=0.1)
+    name, sentences = verdict(dear, NAMES, {"beta": 1.0}, step=50_000)
+    assert name == "undertrained" and "The KL of 20 nats costs more" in sentences[1] and "= 5 nats" in sentences[1]
+    noisy = replace(dear, blank_error=6.0)  # 15 nats are within three standard errors
+    assert verdict(noisy, NAMES, step=50_000).name == "healthy"
+
+
+def test_a_kl_that_is_not_paid_for_is_under_regularised_of_any_number_of_images(vae: Vae) -> None:
+    """beta = 1e-4: the rate is far above what the latents gain, and 51 images are enough to see it."""
+    options = ("--steps", 400, "--lr", 1e-2, "--runs-dir", "runs", "-q")
+    run = vae("train", *TINY, "--model", "beta-vae", "--beta", 1e-4, *options).out.strip()
+    record = json.loads(vae("analyze", run, "--json").out)
+    assert record["n"] == 51 and record["verdict"]["name"] == "under-regularised", record["verdict"]
+    assert "--set model.beta=1" in record["verdict"]["sentences"][-1]
+
+
+def test_the_mean_image_costs_what_it_costs(vae: Vae) -> None:
+    run = vae("train", *TINY, "--model", "vae", "--steps", 2, "--runs-dir", "runs", "-q").out.strip()
+    loaded = checkpoint.load(run, torch.device("cpu"))
+    view = data.load(loaded.config.data).split("val")
+    stats = diagnosis.latent_statistics(loaded.model, view.batches(20), loaded.hyper)
+    x = view.take(1000).x_BCHW.double()
+    p = x.mean(dim=0).clamp(0.001, 0.999)
+    each = -(x * p.log() + (1 - x) * (1 - p).log()).flatten(1).sum(dim=1)
+    assert stats.blank == pytest.approx(float(each.mean()), rel=1e-5)
+    assert stats.blank_error == pytest.approx(float(each.std() / len(x) ** 0.5), rel=1e-4)
+
+
+def test_advice_speaks_of_no_setting_that_does_nothing_and_is_given_once() -> None:
+    for variance, told in (("fixed", True), ("optimal", False), ("learned", False), ("running", False)):
+        config = vae_model.Config(name="vae", latent_dim=3, likelihood={"name": "gaussian", "variance": variance})
+        model = vae_model.Model(config, DataInfo("toy", (1, 16, 16), 100))
+        hyper = {"likelihood.sigma": 1.0}
+        assert (advice.levers(hyper, model).sigma is not None) == told
+        assert ("likelihood.sigma=" in advice.remedy(advice.levers(hyper, model), 50_000)) == told
+    shifted = replace(ALL, mean_D=torch.full((10,), 0.7, dtype=torch.float64))
+    said = " ".join(verdict(shifted, NAMES)[1])
+    assert said.count("First:") == 1 and said.count("train longer") == 1 and "Then:" in said
 
 
 def test_under_regularised() -> None:
@@ -325,7 +388,7 @@ def test_under_regularised() -> None:
 
 def test_every_verdict_has_its_name() -> None:
     found = {verdict(s).name for s in (ALL, TWO, NONE, replace(ALL, recon=math.nan))}
-    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 8
+    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 9
 
 
 def test_codes_without_a_model_have_no_reconstruction() -> None:

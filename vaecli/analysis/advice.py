@@ -54,6 +54,9 @@ def levers(hyper: Mapping[str, float], model: Model | None = None) -> Levers:
     beta, beta_norm = hyper.get("beta"), hyper.get("beta_norm")
     capacity = hyper.get("capacity") if "gamma" in hyper else None
     sigma = hyper.get("likelihood.sigma")
+    likelihood = getattr(getattr(model, "config", None), "likelihood", None)
+    if getattr(likelihood, "variance", "fixed") != "fixed":
+        sigma = None  # the number is where it starts, or nothing that is used
     if model is None:
         return Levers(beta, beta, beta_norm, capacity, sigma)
     weight = model.kl_weight(hyper)

@@ -33,8 +33,8 @@ SEPARABLE = 0.97  # AUC of a classifier between q(z) and p(z); the presets come 
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
 VERDICTS = (
-    "healthy", "partly collapsed", "collapsed", "over-regularised", "under-regularised", "prior mismatch",
-    "not judged", "not finite",
+    "healthy", "undertrained", "partly collapsed", "collapsed", "over-regularised", "under-regularised",
+    "prior mismatch", "not judged", "not finite",
 )  # fmt: skip
 
 
@@ -61,7 +61,10 @@ def verdict(
 ) -> Verdict:
     """Is the latent space in use, and is it what the prior promises? The first that holds:
 
-    Not finite: a number is not. Collapsed: no latent depends on the image, or all together hold less than 0.1 nats.
+    Not finite: a number is not.
+    Undertrained: the reconstructions are no better than one constant image, the mean, or the KL costs more than the
+    latents gain over it: the training was too short, or went wrong.
+    Collapsed: no latent depends on the image, or all together hold less than 0.1 nats.
     Partly collapsed: fewer latents are active than the data have factors or, with factors unknown, at most half of
     them. Other unused latents are what a KL penalty does with spare ones, and no fault.
     Over-regularised: z holds less than half of the log N nats that tell N images apart, and something can be blamed: a
@@ -96,6 +99,8 @@ def verdict(
         f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); "
         f"{'KL' if stats.kl_error is None else 'rate'} {kl:.3g} nats in all{recon}."
     ]
+    if (worse := _worse_than_blank(stats, known, step)) is not None:
+        return Verdict(worse.name, [*sentences, *worse.sentences])
     if active == 0 or kl < COLLAPSED_KL:
         if kl < COLLAPSED_KL:
             sentences.append("z tells the decoder next to nothing: all reconstructions are nearly the same image.")
@@ -122,8 +127,51 @@ def verdict(
     evidence = evidence or Evidence()
     found = _over(stats, known, step, evidence) or _far(stats, known, standard_prior, evidence)
     if found is None:
+        if stats.n < FEW_IMAGES:
+            few = (
+                f"{stats.n:,} images are too few to tell whether z holds too much or too little; it takes {FEW_IMAGES}"
+            )
+            return Verdict("not judged", [*sentences, f"{few}: hold out more, or --split all."])
         return Verdict("healthy", [*sentences, *_known(evidence, stats.n), *restless])
-    return Verdict(found.name, [*sentences, *restless, *found.sentences])
+    return Verdict(found.name, _one_first([*sentences, *restless, *found.sentences]))
+
+
+def _one_first(sentences: Sequence[str]) -> list[str]:
+    """Advice in order: what is second is not called first as well, nor said again."""
+    told, done = [], False
+    for sentence in sentences:
+        if done and sentence.startswith("First: "):
+            sentence = sentence.removeprefix("First: train longer. ")
+            sentence = sentence.replace("First: ", "Then: ", 1)
+        done = done or sentence.startswith("First: ")
+        told.append(sentence)
+    return told
+
+
+def _worse_than_blank(stats: Statistics, known: Levers, step: int | None) -> Verdict | None:
+    """A verdict on a model to which one constant image would be preferred, if so: sound ones are better by far."""
+    if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < 2:
+        return None
+    error = math.hypot(stats.blank_error or 0.0, stats.recon_error or 0.0)
+    margin = 3 * error + 0.02 * abs(stats.blank)
+    if stats.recon > stats.blank + margin:
+        finding = (
+            f"One constant image, the mean, would do better than these reconstructions: {stats.blank:.4g} nats in "
+            f"place of {stats.recon:.4g}."
+        )
+    elif stats.recon + stats.kl > stats.blank + margin:
+        finding = (
+            f"The KL of {stats.kl:.4g} nats costs more than the latents gain over one constant image, the mean: "
+            f"{stats.blank:.4g} - {stats.recon:.4g} = {stats.blank - stats.recon:.4g} nats."
+        )
+        if known.weight is not None and known.weight < 0.5:
+            return Verdict("under-regularised", [finding, f"First: {more_weight(known, Evidence())}"])
+    else:
+        return None
+    if step is not None and step < EARLY:
+        return Verdict("undertrained", [finding, f"First: train longer than {step:,} steps."])
+    advice = "an earlier checkpoint (`checkpoints/best`) if there is one; in training a smaller --set optim.lr=..."
+    return Verdict("undertrained", [finding, f"First: {advice}"])
 
 
 def _known(evidence: Evidence, images: int) -> list[str]:

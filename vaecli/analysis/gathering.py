@@ -13,10 +13,13 @@ import torch.distributions as td
 from torch import Tensor
 
 from vaecli.analysis.statistics import JUDGED, Accuracy, LevelStatistics, Moments, Statistics, Usage
-from vaecli.batch import Batch, DataInfo
+from vaecli.batch import Batch, DataInfo, at_once
 from vaecli.errors import InputError
 from vaecli.models.base import Inference, Level, Model, NoPrior
 from vaecli.objectives import distributions
+from vaecli.objectives.likelihoods import Likelihood
+
+BLANK_IMAGES = 2_000  # whose mean image is held against the reconstructions, at most
 
 
 def limited(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
@@ -43,10 +46,13 @@ def latent_statistics(
     """
     gathered = [_Gathered(model, level) for level in model.inferred]
     recon, cost, bound, mse = (Moments() for _ in range(4))
+    first: list[Tensor] = []  # images, as many as fit into memory at once
     n = 0
     with torch.inference_mode():
         for batch in batches:
             x_BCHW = batch.x_BCHW.to(model.device)
+            if n < at_once(model.info.shape, BLANK_IMAGES):
+                first.append(x_BCHW)
             n += len(x_BCHW)
             found = model.infer(x_BCHW, sample=True)
             rates = model.rates(found)
@@ -70,6 +76,7 @@ def latent_statistics(
                 on_batch(len(x_BCHW))
     if n == 0:
         raise InputError("there are no images to analyze")
+    blank = _blank(model, first, hyper)
     levels = tuple(part.statistics() for part in gathered)
     mean_D, var_D = (_side_by_side([getattr(part, key) for part in levels]) for key in ("mean_D", "var_D"))
     assert mean_D is not None and var_D is not None
@@ -87,7 +94,21 @@ def latent_statistics(
         mse=float(mse.mean) if mse.n else None,
         mse_error=float(mse.standard_error) if mse.n else None,
         kl_error=float(cost.standard_error) if cost.n and not all(part.exact for part in levels) else None,
+        blank=float(blank.mean) if blank.n else None,
+        blank_error=float(blank.standard_error) if blank.n else None,
     )
+
+
+def _blank(model: Model, images: Sequence[Tensor], hyper: Mapping[str, float]) -> Moments:
+    """-log p of images under their mean image, whatever the latents: what a decoder that knows nothing can come to."""
+    found, likelihood = Moments(), getattr(model, "likelihood", None)
+    if isinstance(likelihood, Likelihood) and model.has_likelihood:
+        with torch.inference_mode():
+            mean_CHW = torch.stack([x_BCHW.mean(dim=0) * len(x_BCHW) for x_BCHW in images]).sum(dim=0)
+            out_CHW = likelihood.raw(mean_CHW / sum(map(len, images)))
+            for x_BCHW in images:
+                found.add(-likelihood.log_prob(x_BCHW, out_CHW.expand(len(x_BCHW), *out_CHW.shape), hyper))
+    return found
 
 
 def _side_by_side(vectors: Sequence[Tensor | None]) -> Tensor | None:

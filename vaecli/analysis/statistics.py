@@ -186,6 +186,8 @@ class Statistics:
     mse: float | None = None  # a pixel, of the image at the modes; of models without likelihood
     mse_error: float | None = None
     kl_error: float | None = None  # of `kl`, where it is an estimate from draws
+    blank: float | None = None  # E_x[-log p(x|...)] of the mean image in place of every decoded one, in nats
+    blank_error: float | None = None  # its standard error
 
     @property
     def parts(self) -> tuple[LevelStatistics, ...]:
