@@ -216,7 +216,8 @@ def sample(
     seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
     density: Annotated[
-        str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
+        str,
+        typer.Option(help="stored: the density of the codes, if fitted; none: the model's prior; or a stage's name."),
     ] = "stored",
     data: DataAt = None,
     device: Device = "auto",
@@ -261,6 +262,66 @@ def traverse(
 
 
 @app.command()
+def intervene(
+    checkpoint: Checkpoint,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-S",
+            metavar="WHAT=VALUE",
+            help="y:shape=heart sets a label, z0.3=-3:3:7 a latent in deviations of its prior; a|b gives several values.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="LEVEL", help="A level below that stays as it is.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", help="An image file, or an index into the data (repeatable).")
+    ] = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, max=100_000, help="How many generated images; 8.")] = None,
+    out: Annotated[str | None, typer.Option("--output", "-o", help="Where to draw the images; `-` is stdout.")] = None,
+    seed: Seed = 0,
+    data: DataAt = None,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Set a level to another value: what is above is kept, what is below follows; which factors change, and pictures."""
+    output.configure(quiet)
+    from vaecli.commands import intervene as command
+
+    command.run(checkpoint, sets or [], keep or [], image or [], n, out, seed, device, force, json, data)
+
+
+@app.command()
+def mix(
+    checkpoint: Checkpoint,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", help="An image file, or an index into the data (repeatable).")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="An image whose levels are taken (repeatable).")
+    ] = None,
+    take: Annotated[
+        list[str] | None, typer.Option("--take", metavar="LEVEL", help="A level to take; default: the lowest.")
+    ] = None,
+    out: Out = None,
+    data: DataAt = None,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Images with levels of other images: a grid (PNG)."""
+    output.configure(quiet)
+    from vaecli.commands import mix as command
+
+    command.run(checkpoint, row or [], column or [], take or [], out, device, force, json, data)
+
+
+@app.command()
 def reconstruct(
     checkpoint: Checkpoint,
     images: Annotated[
@@ -299,7 +360,7 @@ def analyze(
         typer.Option(metavar="N", help="Also judge N samples: FCD, precision, recall (labelled data)."),
     ] = None,
     density: Annotated[
-        str, typer.Option(help="What samples are drawn from: stored (a fitted density, if there is one) or none.")
+        str, typer.Option(help="What samples are of: stored (a fitted density, if any), none, or a stage's name.")
     ] = "stored",
     nll: Annotated[
         int | None, typer.Option(metavar="K", help="Also log p(x) by importance sampling, K draws an image.")

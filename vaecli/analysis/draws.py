@@ -17,14 +17,18 @@ CHUNK = 64  # drawn at a time, always whole: the first images do not depend on h
 
 @dataclass(frozen=True)
 class Source:
-    """A density fitted to a model's codes where there is one, else the model's own prior."""
+    """A density fitted to a model's codes where there is one, else the model's own prior, or that after a `stage` of
+    its training."""
 
     model: Model
     density: Density | None = None
+    stage: str | None = None
 
     def draw(self, n: int, temperature: float = 1.0) -> Values:
         """n draws of all levels from torch's global generator. NoPrior where there is nothing to draw from, ConfigError
         for a temperature of a density, which has none."""
+        if self.stage is not None:
+            return self.model.draw_at(self.stage, n, temperature)
         if self.density is None:
             return self.model.draw(n, temperature=temperature)
         if temperature != 1.0:
@@ -46,12 +50,20 @@ class Source:
 
     @property
     def text(self) -> str:
+        if self.stage is not None:
+            return f"the prior of stage {self.stage}"
         return "the prior" if self.density is None else self.density.text()
 
 
 def source(loaded: Loaded, density: str = "stored") -> Source:
-    """Of a checkpoint; `none` leaves a stored density out. CheckpointError where that is damaged."""
+    """Of a checkpoint; `none` leaves a stored density out, and so does the name of a stage, whose prior is meant then.
+    ConfigError for any other word, CheckpointError where the density is damaged."""
     model = loaded.model
+    if density not in ("stored", "none"):
+        if density not in model.stages or len(model.stages) == 1:
+            words = ["stored", "none", *(model.stages if len(model.stages) > 1 else ())]
+            raise ConfigError(f"--density is {density[:40]!r}; it must be {', '.join(words[:-1])} or {words[-1]}")
+        return Source(model, stage=density)
     numbers = all(level.inferred and level.kind in ("gaussian", "point") for level in model.levels)
     stored = None
     if density == "stored" and numbers:

@@ -35,8 +35,6 @@ class Request:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{option} is {value}; it must be at least {least}")
-        if self.density not in ("stored", "none"):
-            raise ConfigError(f"--density is {self.density[:40]!r}; it must be stored or none")
 
 
 NOTHING = Request()

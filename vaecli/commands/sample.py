@@ -32,7 +32,8 @@ def run(
 ) -> None:
     """Decode `n` draws: a grid (PNG), a folder of PNG files, or `.npz` with `images` and `z`, all levels side by side.
 
-    From the density fitted to the model's codes where one is stored, unless `density` is `none`, else from the prior.
+    From the density fitted to the model's codes where one is stored, unless `density` is `none` or names a stage of
+    the training, else from the prior.
     `temperature` scales the prior's standard deviations. NoPrior where there is neither.
 
     With `label` (`label_expressions`) images of these labels, every combination in turn, a column each; the labels are
@@ -43,18 +44,20 @@ def run(
         raise ConfigError(f"-n is {n}; it must be at least 1")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"--temperature is {temperature}; it must be 0 or more")
-    if density not in ("stored", "none"):
-        raise ConfigError(f"--density is {density[:40]!r}; it must be stored or none")
     _artifact.check_images(output, DEFAULT_NAME, n, force, json)
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     source = draws.source(loaded, density)
     asked = _labelled.request(labelled.sampler(source), loaded.info, label, n) if label else None
     if source.density is not None:
         streams.notice(f"drawing from {source.text}, fitted to the model's codes")
+    if source.stage is not None:
+        streams.notice(f"drawing from {source.text}")
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "shape": list(loaded.info.shape)}
     record = {**about, "n": n, "seed": seed, "temperature": temperature}
     if source.density is not None:
         record["density"] = source.density.config.name
+    if source.stage is not None:
+        record["stage"] = source.stage
     devices.seed(seed, "sample")
     if asked is not None:
         drawn = _labelled.draw(asked, n, temperature, loaded)

@@ -28,7 +28,8 @@ MAX_MISTAKES = 20  # of one section, that are listed
 
 
 class TrainConfig(Section):
-    # As a mapping from the model's stages to numbers they are trained one after the other, else all of them at once.
+    # As a mapping from the model's stages to numbers they are trained one after the other, else all of them at once or,
+    # where they cannot be, each for so many steps.
     steps: Count | dict[str, PositiveInt] = 20_000
     batch_size: PositiveInt = 64
     log_every: PositiveInt = 100
@@ -95,6 +96,8 @@ def build(tree: Tree) -> RunConfig:
             problems.append(str(error))
         except ValidationError as error:
             problems.extend(_explain(error, name, tree, sections.get(name)))
+    if not problems:
+        sections["train"] = _each_stage(sections["train"], sections["model"])
     if problems:
         raise (
             ConfigError(*problems)
@@ -102,6 +105,14 @@ def build(tree: Tree) -> RunConfig:
             else ConfigError("the configuration is not usable:", more=problems)
         )
     return RunConfig(**sections)
+
+
+def _each_stage(train: TrainConfig, model: "ModelConfig") -> TrainConfig:
+    """One number of steps is that of each stage, for a model whose stages cannot go side by side."""
+    cls = registry.load("model", model.name).Model
+    if not cls.sequential or isinstance(train.steps, dict) or train.steps == 0:
+        return train
+    return train.model_copy(update={"steps": dict.fromkeys(cls.stages, train.steps)})
 
 
 _KINDS = {"model": "model", "data": "dataset", "density": "density"}  # in the registry

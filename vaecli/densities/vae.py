@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vaecli.densities import base
+from vaecli.nets.stochastic import Shortcut
 from vaecli.objectives import terms
 from vaecli.settings.section import Positive, PositiveInt, Width
 
@@ -27,21 +28,6 @@ class Config(base.DensityConfig):
     lr: Positive = 5e-4
 
 
-class _Stack(nn.Module):
-    """ReLU layers, the input beside the last of them (Dai & Wipf's code)."""
-
-    def __init__(self, n_in: int, width: int, n_out: int) -> None:
-        super().__init__()
-        self.hidden = nn.Sequential(
-            nn.Linear(n_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
-        self.last = nn.Linear(width + n_in, n_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(torch.cat([self.hidden(x), x], dim=1))
-        return out
-
-
 class Density(base.Density):
     config: Config
     mean_D: Tensor
@@ -49,8 +35,8 @@ class Density(base.Density):
 
     def __init__(self, config: Config, latents: int) -> None:
         super().__init__(config, latents)
-        self.encoder = _Stack(latents, config.width, 2 * latents)
-        self.decoder = _Stack(latents, config.width, latents)
+        self.encoder = Shortcut(latents, [config.width] * 3, 2 * latents)
+        self.decoder = Shortcut(latents, [config.width] * 3, latents)
         # Small at first: started at 1, as large as the codes themselves, a fit can stay where u says nothing of z.
         self.log_g = nn.Parameter(torch.full((), math.log(0.1)))
         self.register_buffer("mean_D", torch.zeros(latents))

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
@@ -22,18 +21,11 @@ from vaecli.nets import critics
 from vaecli.objectives import terms
 from vaecli.objectives.distributions import Point
 from vaecli.settings import schedules
-from vaecli.settings.optim import Adam, OptimConfig
+from vaecli.settings.optim import Adam, OptimConfig, on_defaults
 from vaecli.settings.schedules import Weight
 from vaecli.settings.section import PositiveInt
 
 CRITIC_OPTIM = Adam(lr=1e-3, betas=(0.5, 0.999))
-
-
-def _on_defaults(value: Any) -> Any:
-    """What an Adam section leaves out is as in `CRITIC_OPTIM`."""
-    if isinstance(value, dict) and value.get("name", "adam") == "adam":
-        return {**CRITIC_OPTIM.model_dump(), **value}
-    return value
 
 
 class Config(NetConfig):
@@ -44,7 +36,7 @@ class Config(NetConfig):
     name: Literal["aae"] = "aae"
     strength: Weight = 10.0
     critic: critics.CriticConfig = critics.CriticConfig(width=1000, layers=2)
-    critic_optim: Annotated[OptimConfig, BeforeValidator(_on_defaults)] = CRITIC_OPTIM
+    critic_optim: Annotated[OptimConfig, on_defaults(CRITIC_OPTIM)] = CRITIC_OPTIM
     critic_updates: PositiveInt = 1
 
 

@@ -133,15 +133,18 @@ class Model(nn.Module):
 
     `levels`           see `Level`; set in the constructor, in order of generation.
     `stages`           parts of the training, one after the other where `train.steps` gives each a number of its own.
+    `sequential`       whether they cannot go side by side: one number of steps is then that of each.
     `uses_labels`      whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
     `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
+    `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
     `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
-    `origin`           of weights that training started from: `path`, `sha256` and `step`; None for a start from scratch.
+    `origin`           of weights that training started from: `path`, `sha256` and `step`; None from scratch.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("main",)
+    sequential: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = False
@@ -153,6 +156,7 @@ class Model(nn.Module):
         self.info = info
         self.levels: tuple[Level, ...] = ()
         self.precision: Precision = "fp32"
+        self.settled = 0
         self.origin: dict[str, Any] | None = None
 
     def network(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -270,6 +274,13 @@ class Model(nn.Module):
         if key is not None:
             devices.seed(key, "after")
         return values
+
+    def draw_at(self, stage: str, n: int, temperature: float = 1.0) -> Values:
+        """n draws of all levels from the prior that there was when a stage was over. ConfigError for a stage that had
+        none of its own, NoPrior as `draw`."""
+        if stage == self.stages[-1]:
+            return self.draw(n, temperature=temperature)
+        raise ConfigError(f"{self.config.name} has no prior of a stage {stage[:40]!r} to draw from")
 
     def condition(self, labels_BK: Tensor) -> Values:
         """What to keep in `draw` for images of given labels: the levels of labels, and whatever of the levels before

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
@@ -28,17 +27,10 @@ from vaecli.models.base import (
 from vaecli.nets import critics
 from vaecli.objectives import terms
 from vaecli.settings import schedules
-from vaecli.settings.optim import Adam, OptimConfig
+from vaecli.settings.optim import Adam, OptimConfig, on_defaults
 from vaecli.settings.schedules import Weight
 
 CRITIC_OPTIM = Adam(lr=1e-4, betas=(0.5, 0.9))
-
-
-def _on_defaults(value: Any) -> Any:
-    """What an Adam section leaves out is as in `CRITIC_OPTIM`, so that `{lr: 1e-5}` is one, with its betas."""
-    if isinstance(value, dict) and value.get("name", "adam") == "adam":
-        return {**CRITIC_OPTIM.model_dump(), **value}
-    return value
 
 
 class Config(FreeBitsConfig):
@@ -52,7 +44,7 @@ class Config(FreeBitsConfig):
     gamma: Weight = 35.0
     beta: Weight = 1.0
     critic: critics.CriticConfig = critics.CriticConfig()
-    critic_optim: Annotated[OptimConfig, BeforeValidator(_on_defaults)] = CRITIC_OPTIM
+    critic_optim: Annotated[OptimConfig, on_defaults(CRITIC_OPTIM)] = CRITIC_OPTIM
 
 
 class Model(GaussianVAE):

@@ -25,6 +25,19 @@ def gaussian(n_in: int, widths: Sequence[int], n_out: int, activation: nn.Module
     return nn.Sequential(*dense(n_in, widths, activation, norm), nn.Linear(last, 2 * n_out))
 
 
+class Shortcut(nn.Module):
+    """ReLU layers through `widths`, the input beside the last of them (Dai & Wipf 2019, their code)."""
+
+    def __init__(self, n_in: int, widths: Sequence[int], n_out: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(*dense(n_in, widths, nn.ReLU()))
+        self.last = nn.Linear(widths[-1] + n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.cat([self.hidden(x), x], dim=1))
+        return out
+
+
 def precision_weighted(
     mean_BD: Tensor, logvar_BD: Tensor, other_mean_BD: Tensor, other_logvar_BD: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -37,4 +50,4 @@ def precision_weighted(
     return other_mean_BD + share * (mean_BD - other_mean_BD), logvar
 
 
-__all__ = ["dense", "gaussian", "precision_weighted"]
+__all__ = ["Shortcut", "dense", "gaussian", "precision_weighted"]

@@ -1,8 +1,8 @@
 """Optimizers by name: the section `optim`, and those of a model's further players."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vaecli.settings.schedules import Weight
 from vaecli.settings.section import Fraction, NonNegative, Positive, Section
@@ -54,6 +54,18 @@ class SGD(_Optim):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
+
+
+def on_defaults(default: Adam) -> BeforeValidator:
+    """For a field that starts as `default`: what a section of that optimizer leaves out is as there, so that
+    `{lr: 1e-5}` is one, with its betas."""
+
+    def completed(value: Any) -> Any:
+        if isinstance(value, dict) and value.get("name", default.name) == default.name:
+            return {**default.model_dump(), **value}
+        return value
+
+    return BeforeValidator(completed)
 
 
 OPTIMS: tuple[type[_Optim], ...] = (Adam, AdamW, Adagrad, RMSprop, SGD)

@@ -23,7 +23,7 @@ from vaecli.models.base import Model
 from vaecli.speed import graph
 from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_density, trainer
 from vaecli.training.meter import Meter
-from vaecli.training.state import TrainState
+from vaecli.training.state import Stage, TrainState, stage_at, stages
 from vaecli.training.stop import Stop, memory_errors
 
 
@@ -173,6 +173,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     takes_steps = models.takes_steps(config.model)
     if config.train.total_steps < loaded.step and takes_steps:
         raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.total_steps:,}")
+    _check_stages(loaded, config)
     finished = not takes_steps or config.train.total_steps == loaded.step
     if finished and (config.density is None or _density_of(step_dir, loaded.model) is not None):
         output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
@@ -199,6 +200,22 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     stop = Stop(options.limit)
     with stop.signals():
         return trainer.finish(_train(run_dir, model, config, state, dataset, stop, options.started, judge))
+
+
+def _check_stages(loaded: checkpoint.Loaded, config: RunConfig) -> None:
+    """ConfigError where the configuration has other steps for stages that are over, or has ended the one at work."""
+    if loaded.step == 0 or not models.takes_steps(config.model):
+        return
+    was, now = (stage_at(stages(loaded.model, c), loaded.step - 1) for c in (loaded.config, config))
+    if (was.name, was.start) != (now.name, now.start):
+        raise ConfigError(
+            f"train.steps: step {loaded.step:,} was made in {_stage_text(was)}, and would be in {_stage_text(now)}",
+            "the steps of the stage at work can be changed to more than are made, and those of later ones",
+        )
+
+
+def _stage_text(stage: Stage) -> str:
+    return "all stages at once" if stage.name is None else f"stage {stage.name}, begun after step {stage.start:,}"
 
 
 def _take_weights(model: Model, path: str) -> None:
