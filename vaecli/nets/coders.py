@@ -53,7 +53,7 @@ class MlpConfig(Section):
 
     name: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[400, 400], max_length=64)
-    activation: Literal["relu", "tanh", "elu", "silu", "leaky-relu"] = "relu"
+    activation: Literal["relu", "tanh", "elu", "silu", "leaky-relu", "softplus"] = "relu"
 
 
 class ResnetConfig(Section):
@@ -216,6 +216,7 @@ _ACTIVATIONS: dict[str, nn.Module] = {
     "elu": nn.ELU(),
     "silu": nn.SiLU(),
     "leaky-relu": nn.LeakyReLU(0.2),
+    "softplus": nn.Softplus(),
 }
 
 

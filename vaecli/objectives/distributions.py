@@ -106,6 +106,14 @@ class UniformIndices(td.Distribution):
         return torch.randint(self.codes, (*sample_shape, *self.shape), device=self.device)
 
 
+class Drawn(td.Distribution):
+    """A distribution whose mean and variance have no closed form but those of draws."""
+
+    def drawn_moments(self) -> tuple[Tensor, Tensor]:
+        """(mean, variance) of every latent over draws whose noise is the same for every image and every call."""
+        raise NotImplementedError
+
+
 class Space(Protocol):
     """Where latents live that are not any numbers: a sphere, a ball."""
 
@@ -164,7 +172,7 @@ def _kl_indices(q: Indices, p: UniformIndices) -> Tensor:
 
 def exact_moments(q: td.Distribution) -> bool:
     """Whether mean and variance are known in closed form; else `moments` draws."""
-    return not isinstance(q, td.TransformedDistribution) or isinstance(q, td.RelaxedOneHotCategorical)
+    return not isinstance(q, (td.TransformedDistribution, Drawn)) or isinstance(q, td.RelaxedOneHotCategorical)
 
 
 def exact_kl(q: td.Distribution, p: td.Distribution) -> bool:
@@ -247,6 +255,8 @@ def moments(q: td.Distribution, draws: int = MOMENT_DRAWS) -> tuple[Tensor, Tens
         return q.loc, torch.exp(q.logvar)
     if isinstance(q, td.RelaxedOneHotCategorical):  # of the labels that it relaxes
         return q.probs, q.probs * (1 - q.probs)
+    if isinstance(q, Drawn):
+        return q.drawn_moments()
     if not isinstance(q, td.TransformedDistribution):
         return q.mean, q.variance
     base: Any = q.base_dist.base_dist if isinstance(q.base_dist, td.Independent) else q.base_dist
@@ -286,6 +296,6 @@ def _total(per_latent: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Curved", "Gaussian", "Indices", "Point", "Space", "Standard", "UniformIndices", "exact_kl", "exact_moments",
-    "from_numbers", "log_prob", "mode", "moments", "rate", "sample",
+    "Curved", "Drawn", "Gaussian", "Indices", "Point", "Space", "Standard", "UniformIndices", "exact_kl",
+    "exact_moments", "from_numbers", "log_prob", "mode", "moments", "rate", "sample",
 ]  # fmt: skip
