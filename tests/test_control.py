@@ -236,7 +236,7 @@ def test_a_linear_probe_and_one_that_bends() -> None:
 def test_noise_is_recovered_and_used_again() -> None:
     model, x = painter(), SQUARES.split("all").take(507).x_BCHW
     old = intervention.of_image(model, x)
-    new = intervention.apply(model, old, intervention.Change({0: 2}, {}))
+    new = intervention.apply(model, old, intervention.Change({0: 2}))
     assert labelled.labels_of(model, new)[:, 0].eq(2).all()
     assert torch.equal(labelled.labels_of(model, new)[:, 1], labelled.labels_of(model, old)[:, 1])
     priors = [model.p("z0", values, 507) for values in (old, new)]
@@ -245,7 +245,7 @@ def test_noise_is_recovered_and_used_again() -> None:
     read = readers.templates(SQUARES).predict(model.image(new))
     assert SQUARES.labels is not None
     assert read[:, 0].eq(2).all() and torch.equal(read[:, 1:], SQUARES.labels[:, 1:])
-    same = intervention.apply(model, old, intervention.Change({}, {}))
+    same = intervention.apply(model, old, intervention.Change())
     assert all(torch.equal(same[name], old[name]) for name in old)
 
 
@@ -350,3 +350,21 @@ def test_a_density_of_each_label_is_asked_as_a_model_is() -> None:
     assert control.intervention_matrix(one) == control.label_accuracy(one, SQUARES.split("val")) == []
     (gap,) = control.prior_gap(one, SQUARES.split("all"))
     assert gap["kl"] is None and gap["auc"] > 0.5
+
+
+def test_mixing_takes_levels_as_they_are() -> None:
+    model = painter()
+    x = SQUARES.images.gather(torch.tensor([(0 * 13 + 4) * 13 + 7, (2 * 13 + 9) * 13 + 1]))
+    values = intervention.of_image(model, x)
+    one, other = ({name: v[i : i + 1] for name, v in values.items()} for i in (0, 1))
+    reader = readers.templates(SQUARES)
+
+    def read(take: list[str]) -> list[int]:
+        found: list[int] = reader.predict(model.image(intervention.mixed(model, one, other, take)))[0].tolist()
+        return found
+
+    assert read([]) == [0, 4, 7] and read(["z1"]) == [0, 4, 7]
+    assert read(["z0"]) == [2, 9, 1]  # of which the image is
+    assert read(["u"]) == [0, 4, 7]  # what is below is the row's own
+    assert read(["y"]) == [2, 9, 7]  # the labels of the other, at the row of the one
+    assert read(["u", "y"]) == [2, 9, 7] and read(["y", "z0"]) == [2, 9, 1]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaecli import data
-from vaecli.analysis import control, readers
+from vaecli.analysis import readers
 from vaecli.data.squares import Config as Squares
 
 Vae = Callable[..., Result]
@@ -113,3 +113,133 @@ def test_without_the_data_nothing_is_read_back_by_an_oracle(
     found = said(done)
     assert found["reader"] is None and found["read_back"] == {"model": {"size": 1.0}, "oracle": None}
     assert "not read back by an oracle: squares: not there" in done.err
+
+
+# ---- intervene
+
+
+def place(size: int, left: int, top: int) -> int:
+    """The image of the squares with these factors."""
+    return (size * 13 + left) * 13 + top
+
+
+def test_an_image_with_another_label(run: Path, vae: Vae) -> None:
+    line = ["intervene", run, "--image", place(0, 4, 7), "--image", place(2, 9, 1), "--set", "y:size=1"]
+    found = said(vae(*line, "--json", "-o", "a.png"))
+    (only,) = found["interventions"]
+    assert only["set"] == {"y:size": "1"} and only["read_as_set"] == {"size": 1.0}
+    assert only["changed"] == {"size": 1.0, "posX": 0.0, "posY": 0.0}
+    assert only["read"] == [{"size": "1", "posX": "4", "posY": "7"}, {"size": "1", "posX": "9", "posY": "1"}]
+    assert found["path"] == "a.png" and found["n"] == 2 and Image.open("a.png").width > 3 * 64
+
+
+def test_generated_images_and_all_values(run: Path, vae: Vae) -> None:
+    done = vae("intervene", run, "--set", "y:posX=*", "-n", 30)
+    assert done.code == 0, done.err
+    assert "share of 30 images in which a factor is read otherwise than before, by an oracle" in done.err
+    header, *rows = [line.split("\t") for line in done.out.splitlines()]
+    assert header == ["set", "size", "posX", "posY"] and [row[0] for row in rows] == [f"posX {i}" for i in range(13)]
+    assert all((row[1], row[3]) == ("0.000", "0.000") for row in rows)
+    # Each image had one of the thirteen columns before, so that it stays once.
+    assert sum(float(row[2]) for row in rows) == pytest.approx(12, abs=0.01)
+
+
+def test_a_latent_in_deviations_of_its_prior(run: Path, vae: Vae) -> None:
+    found = said(vae("intervene", run, "--set", "z0.16=-3:3:3", "--set", "y:size=0|2", "-n", 5, "--json"))
+    combos = [(r["set"]["z0.16"], r["set"]["y:size"]) for r in found["interventions"]]
+    assert combos == [(z, size) for z in (-3.0, 0.0, 3.0) for size in ("0", "2")]
+    for r in found["interventions"]:
+        row = min(12, int(13 * 0.5 * (1 + math.erf(r["set"]["z0.16"] / math.sqrt(2)))))
+        assert all(one["posY"] == str(row) and one["size"] == r["set"]["y:size"] for one in r["read"])
+        assert r["changed"]["posX"] == 0.0
+
+
+def test_what_follows_and_what_is_kept(run: Path, vae: Vae) -> None:
+    """The shade, z1, has the row's latent as its mean: it follows that unless it is kept. The image is white, so that
+    z1 = -7.6; nine deviations further it is 1.4, and white becomes 1 - 0.2 sigmoid(1.4)."""
+    dark = {}
+    for keep in ([], ["--keep", "z1"]):
+        line = ["intervene", run, "--image", place(1, 3, 6), "--set", "z0.16=9", *keep]
+        assert vae(*line, "-o", f"{len(keep)}.png", "--json").code == 0
+        picture = np.asarray(Image.open(f"{len(keep)}.png").convert("L"))
+        last = picture[45:-45, -16 - 64 : -16]  # the last column's image
+        dark[len(keep)] = int(np.bincount(last.ravel(), minlength=256)[205:225].max())
+    assert dark[0] == 144 and dark[2] < 20  # three pixels a side, enlarged four times; the rest is of letters
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "nothing is set"),
+        (["--set", "y:size=1", "--keep", "y"], "y cannot be both set and kept"),
+        (["--set", "z0.3=1", "--keep", "z0"], "z0 cannot be both set and kept"),
+        (["--set", "y:size=1", "--keep", "z00"], "--keep: no level is called 'z00'; did you mean 'z0'?"),
+        (["--set", "q:size=1"], "--set: no level is called 'q'; there are: u, y, z0, z1"),
+        (["--set", "z0:size=1"], "z0 is no level of labels"),
+        (["--set", "y:sise=1"], "--set: no factor is called 'sise'; did you mean 'size'?"),
+        (["--set", "y:size=5"], "--set: size has no value '5'"),
+        (["--set", "z0.99=1"], "no such latent; there are u0.0 to z1.1".replace("u0.0", "u.0")),
+        (["--set", "q.1=1"], "--set: no level is called 'q'"),
+        (["--set", "z0.1=x"], "write a number, a|b, or LOW:HIGH:COUNT"),
+        (["--set", "z0.1=1:2"], "write a number, a|b, or LOW:HIGH:COUNT"),
+        (["--set", "z0.1=inf"], "write a number"),
+        (["--set", "z0.1=0:1:9999999999"], "write a number"),
+        (["--set", "z0.1"], "write LEVEL:FACTOR=VALUE or LATENT=NUMBER"),
+        (["--set", "z0.1=1", "--set", "z0.1=2"], "z0.1 is set twice"),
+        (["--set", "z0.1=0:1:99", "--set", "z0.2=0:1:99"], "stands for 9,801 combinations"),
+        (["--set", "y:size=1", "--image", "507"], "the data set has images 0 to 506"),
+        (["--set", "y:size=1", "--image", "0", "-n", "3"], "-n counts generated images"),
+        (["--set", "y:size=1", "-o", "a.gif"], "writes no such kind of file"),
+    ],
+)
+def test_interventions_that_cannot_be(more: list[str], words: str, run: Path, vae: Vae) -> None:
+    done = vae("intervene", run, *more)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert words in done.err, done.err
+
+
+def test_an_image_of_another_size(run: Path, vae: Vae) -> None:
+    Image.new("L", (17, 16)).save("x.png")
+    for line in (
+        ["intervene", run, "--image", "x.png", "--set", "y:size=1"],
+        ["mix", run, "--row", "x.png", "--column", 0],
+    ):
+        done = vae(*line)
+        assert done.code == 3 and "x.png: is of 17x16 pixels, the model's images of 16x16" in done.err, done.err
+
+
+def test_a_model_of_one_level(tiny_run: Path, vae: Vae) -> None:
+    """No labels to set: latents of N(0, I), read by the data's templates."""
+    found = said(vae("intervene", tiny_run, "--set", "z1=-3|3", "-n", 4, "--json"))
+    assert [r["set"] for r in found["interventions"]] == [{"z1": -3.0}, {"z1": 3.0}]
+    assert set(found["interventions"][0]["changed"]) == {"size", "posX", "posY"}
+    done = vae("intervene", tiny_run, "--set", "y:size=1")
+    assert done.code == 2 and "no level is called 'y'; there are: z" in done.err
+
+
+# ---- mix
+
+
+def test_levels_of_one_image_with_those_of_another(run: Path, vae: Vae) -> None:
+    line = ["mix", run, "--row", place(0, 4, 7), "--row", place(1, 0, 0), "--column", place(2, 9, 1)]
+    done = vae(*line, "--take", "y", "-o", "y.png")
+    assert (done.code, done.out) == (0, "y.png\n"), done.err
+    found = said(vae(*line, "-o", "z1.png", "--json"))
+    assert found["take"] == ["z1"] and found["rows"] == [str(place(0, 4, 7)), str(place(1, 0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--row", "1"], "images are mixed with others"),
+        (["--row", "1", "--column", "2", "--take", "q"], "--take: no level is called 'q'; there are: u, y, z0, z1"),
+        (["--row", "1", "--column", "507"], "the data set has images 0 to 506"),
+        (
+            ["--row", "1", "--column", "2", *(w for x in ("u", "y", "z0", "z1") for w in ("--take", x))],
+            "leaves no level",
+        ),
+    ],
+)
+def test_mixtures_that_cannot_be(more: list[str], words: str, run: Path, vae: Vae) -> None:
+    done = vae("mix", run, *more)
+    assert (done.code, done.out) == (2, "") and words in done.err, done.err

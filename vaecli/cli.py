@@ -216,8 +216,7 @@ def sample(
     seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
     density: Annotated[
-        str,
-        typer.Option(help="stored: the density of the codes, if fitted; none: the model's prior; or a stage's name."),
+        str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
     ] = "stored",
     data: DataAt = None,
     device: Device = "auto",
@@ -270,7 +269,7 @@ def intervene(
             "--set",
             "-S",
             metavar="WHAT=VALUE",
-            help="y:shape=heart sets a label, z0.3=-3:3:7 a latent in deviations of its prior; a|b gives several values.",
+            help="y:shape=heart sets a label, z0.3=-3:3:7 a latent, in deviations of its prior; a|b: several values.",
         ),
     ] = None,
     keep: Annotated[
@@ -288,7 +287,7 @@ def intervene(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Set a level to another value: what is above is kept, what is below follows; which factors change, and pictures."""
+    """Set a level to another value, what is below following: which factors change, and pictures of it."""
     output.configure(quiet)
     from vaecli.commands import intervene as command
 
@@ -360,7 +359,7 @@ def analyze(
         typer.Option(metavar="N", help="Also judge N samples: FCD, precision, recall (labelled data)."),
     ] = None,
     density: Annotated[
-        str, typer.Option(help="What samples are of: stored (a fitted density, if any), none, or a stage's name.")
+        str, typer.Option(help="What samples are drawn from: stored (a fitted density, if there is one) or none.")
     ] = "stored",
     nll: Annotated[
         int | None, typer.Option(metavar="K", help="Also log p(x) by importance sampling, K draws an image.")

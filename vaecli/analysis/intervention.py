@@ -8,7 +8,7 @@ Shapes: B images, K labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributions as td
@@ -22,11 +22,11 @@ from vaecli.objectives import distributions
 
 @dataclass(frozen=True)
 class Change:
-    """What is set: labels by their column among the model's (`labelled.blocks`), and numbers, in standard deviations of
-    their prior given what is above, by level and column. Levels in `keep` stay as they are."""
+    """What is set: labels by their column among the model's (`labelled.blocks`), to one position or one an image, and
+    numbers, in standard deviations of their prior given what is above, by level and column. Levels in `keep` stay."""
 
-    labels: Mapping[int, int]
-    numbers: Mapping[tuple[str, int], float]
+    labels: Mapping[int, int | Tensor] = field(default_factory=dict)
+    numbers: Mapping[tuple[str, int], float] = field(default_factory=dict)
     keep: Sequence[str] = ()
 
 
@@ -40,8 +40,8 @@ def apply(model: Model, old: Values, change: Change) -> Values:
         # What follows from labels alone stands above them, and keeps its noise, too.
         before, after = (labelled.from_labels(model, labels) for labels in (labelled.labels_of(model, old), labels_BK))
         for name, value in after.items():
-            set_first[name] = value
-            if model.level(name).kind == "gaussian":
+            set_first[name] = old[name] if name in change.keep else value
+            if model.level(name).kind == "gaussian" and name not in change.keep:
                 q_old, q_new = (model.q(name, None, given) for given in (before, after))
                 set_first[name] = moved(old[name], q_old, q_new)
     return follow(model, old, set_first, change)
@@ -126,3 +126,14 @@ def redrawn(model: Model, values: Values, level: str, *key: int | str) -> Values
 def of_image(model: Model, x_BCHW: Tensor) -> Values:
     """All levels of images at their modes; noise that nothing infers at its prior's mode."""
     return model.complete(model.infer(x_BCHW.to(model.device)).values)
+
+
+def mixed(model: Model, one: Values, other: Values, take: Sequence[str]) -> Values:
+    """The levels of one image with those to `take` of another, as they are. Labels that are taken are set as in
+    `apply`, so that the levels below them follow."""
+    if not any(model.level(name).kind == "labels" for name in take):
+        return {name: other[name] if name in take else value for name, value in one.items()}
+    theirs_BK = labelled.labels_of(model, other)
+    taken = {k: theirs_BK[:, k] for k, block in enumerate(labelled.blocks(model)) if block.level in take}
+    followed = apply(model, one, Change(taken))
+    return {name: other[name] if name in take else value for name, value in followed.items()}
