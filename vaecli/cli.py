@@ -216,7 +216,8 @@ def sample(
     seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Scale of the prior's standard deviation.")] = 1.0,
     density: Annotated[
-        str, typer.Option(help="stored: the density fitted to the codes, where there is one; none: the model's prior.")
+        str,
+        typer.Option(help="stored: the density of the codes, if fitted; none: the model's prior; or a stage's name."),
     ] = "stored",
     data: DataAt = None,
     device: Device = "auto",
@@ -359,7 +360,7 @@ def analyze(
         typer.Option(metavar="N", help="Also judge N samples: FCD, precision, recall (labelled data)."),
     ] = None,
     density: Annotated[
-        str, typer.Option(help="What samples are drawn from: stored (a fitted density, if there is one) or none.")
+        str, typer.Option(help="What samples are of: stored (a fitted density, if any), none, or a stage's name.")
     ] = "stored",
     nll: Annotated[
         int | None, typer.Option(metavar="K", help="Also log p(x) by importance sampling, K draws an image.")
