@@ -18,6 +18,7 @@ from vaecli.analysis.codes import Array, Codes
 from vaecli.analysis.metrics import beta_vae, beta_vae_converged, beta_vae_higgins
 from vaecli.data.dsprites import FACTORS
 from vaecli.data.dsprites import Config as DSprites
+from vaecli.errors import ConfigError
 
 sklearn = pytest.importorskip("sklearn")
 SHORT = {"STEPS": 4000}  # of Adagrad, where no published number is asked for
@@ -161,9 +162,22 @@ def test_settings_say_whether_it_converged(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_protocols_are_metrics_by_name() -> None:
     assert {"beta-vae", "beta-vae-higgins", "beta-vae-converged"} <= set(registry.names("metric"))
-    assert metrics.chosen("beta-vae-higgins,beta-vae-converged") == ["beta-vae-higgins", "beta-vae-converged"]
+    named = "beta-vae-higgins,beta-vae-converged"
+    assert metrics.chosen(named) == ["beta-vae-higgins", "beta-vae-converged", "mig"]  # MIG stands beside z_diff
+    assert metrics.chosen("mig,beta-vae") == ["mig", "beta-vae"] and metrics.chosen("dci") == ["dci"]
     everything = metrics.chosen("all")  # one of the three is enough
     assert "beta-vae" in everything and not {"beta-vae-higgins", "beta-vae-converged"} & set(everything)
+
+
+def test_a_protocol_names_the_metric() -> None:
+    by = metrics.by_protocol
+    assert by("mig,beta-vae", "higgins") == "mig,beta-vae-higgins" and by(None, "dlib") == "beta-vae"
+    assert by("none", "converged") == "beta-vae-converged" and by("all", "higgins") == "all,beta-vae-higgins"
+    assert by("mig", None) == "mig" and by(None, None) is None
+    protocols = {beta_vae.DLIB, beta_vae.HIGGINS, beta_vae.CONVERGED}
+    assert {p.name for p in protocols} == set(metrics.PROTOCOLS)
+    with pytest.raises(ConfigError, match="no protocol is called 'higgin'; did you mean 'higgins'"):
+        by(None, "higgin")
 
 
 def test_analyze_prints_what_a_score_depends_on(
@@ -173,7 +187,7 @@ def test_analyze_prints_what_a_score_depends_on(
     names = "beta-vae-higgins,beta-vae-converged"
     done = vae("analyze", tiny_run, "--split", "all", "--metrics", names, "--json")
     assert done.code == 0, done.err
-    higgins, converged = json.loads(done.out)["metrics"]
+    higgins, converged, _ = json.loads(done.out)["metrics"]
     assert higgins["name"] == "beta-vae-higgins" and set(higgins["values"]) == {"accuracy", "best_half"}
     scores = higgins["settings"]["accuracies"]
     assert len(scores) == 3

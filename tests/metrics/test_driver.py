@@ -211,7 +211,7 @@ def test_records_are_plain_json_and_repeat() -> None:
     again = [result.record() for result in metrics.evaluate(MINE + UNSUPERVISED, codes, 0)]
     assert json.dumps(first) == json.dumps(again)
     assert first[0].keys() == {
-        "name", "values", "active", "chance", "ceiling", "settings", "notes", "problem", "matrices",
+        "name", "values", "active", "chance", "ceiling", "pca", "settings", "notes", "problem", "matrices",
     }  # fmt: skip
     mig = json.loads(json.dumps(first[0]))
     assert mig["name"] == "mig" and mig["problem"] is None

@@ -18,6 +18,7 @@ from vaecli.analysis import (
     leak,
     likelihood,
     metrics,
+    pca_row,
     pixel_order,
     probes,
     quality,

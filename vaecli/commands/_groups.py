@@ -34,6 +34,7 @@ class Run:
     name: str = ""
     values: dict[str, float | None] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of a z_diff, one of each classifier
     over: str = ""  # in words, the images it was measured over
     images: str = ""  # the same as a checksum: equal where the images are
     n: int = 0

@@ -18,8 +18,9 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes as code_files
 from vaecli.analysis import metrics
 from vaecli.analysis.codes import Codes
+from vaecli.analysis.metrics import beta_vae
 from vaecli.commands import _side_by_side
-from vaecli.commands._groups import Column, Run, best_of, summarised
+from vaecli.commands._groups import Column, Run, Summary, best_of, summarised
 from vaecli.errors import ConfigError, InputError
 from vaecli.training import checkpoint as checkpoints
 
@@ -75,6 +76,12 @@ def run(
     for name in several:
         _add_several(name, grouped, seed, lenient)
     groups = summarised(grouped, columns)
+    for name in (name for name in names if name in metrics.Z_DIFF):
+        half = Column(f"{name}-best-half", f"{name}, best half", 3, 1)
+        columns.insert([c.key for c in columns].index(name) + 1, half)
+        for group in groups:
+            group.values[half.key] = _best_half([score for run in group.runs for score in run.scores.get(name, [])])
+    _say_pca(runs)
     comparable = _warnings(runs)
     best = {c.key: best_of(c, groups) if comparable.get(c.key, comparable["all"]) else [] for c in columns}
     if json:
@@ -177,10 +184,29 @@ def _take(run: Run, found: analysis.Analysis) -> None:
 def _keep(run: Run, result: metrics.Result) -> None:
     run.values[result.name] = None if result.score is None else result.score.value
     run.metrics.append(result.record())
+    if result.score is not None and result.name in metrics.Z_DIFF:
+        run.scores[result.name] = list(result.score.settings.get("accuracies", [result.score.value]))
     if result.score is not None and not math.isfinite(result.score.value):
         streams.notice(f"{run.name}: no {result.name}: {' '.join(result.score.notes)}")
     if result.problem is not None:
         streams.notice(f"{run.name}: no {result.name}: {result.problem}")
+
+
+def _best_half(scores: Sequence[float]) -> Summary:
+    """Of the better half of all scores of a group, as Higgins et al. 2017 report z_diff; None of a single score."""
+    if len(scores) < 2 or not all(map(math.isfinite, scores)):
+        return Summary(None, None)
+    mean, deviation = beta_vae.best_half(scores)
+    return Summary(mean, deviation if math.isfinite(deviation) else None)
+
+
+def _say_pca(runs: Sequence[Run]) -> None:
+    """What principal components of the same images score, once for each set of images."""
+    for run in {run.images: run for run in reversed(runs)}.values():
+        found = {m["name"]: next(iter(m["pca"].values())) for m in run.metrics if m["pca"]}
+        if found:
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+            streams.notice(f"PCA of the same images ({run.over}), without training: {scores}")
 
 
 def _sample(codes: Codes, seed: int) -> Codes:

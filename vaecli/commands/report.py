@@ -54,11 +54,18 @@ def run(
     With `json` stdout has the record of `vae analyze --json` and the page's path; else the path alone.
     """
     path = _artifact.check(output, DEFAULT_NAME, force, json, text=True, endings=(".html", ".htm"))
-    names = metric_driver.chosen(metrics)
+    names, lenient = metric_driver.chosen(metrics), "all" in (metrics or "all").split(",")
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     dataset = data.load(loaded.config.data, loaded.info)
     analysed = analysis.analyze(
-        loaded, dataset, split, limit, metric_names=names, diagnose=True, seed=seed, lenient=metrics in (None, "all")
+        loaded,
+        dataset,
+        split,
+        limit,
+        metric_names=names,
+        diagnose=True,
+        seed=seed,
+        lenient=lenient,
     )
     arguments = ["--split", analysed.view.name, "--seed", str(seed)]
     arguments += ["--limit", str(limit)] if limit is not None else []

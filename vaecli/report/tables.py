@@ -210,16 +210,19 @@ def metrics(results: Sequence[Result]) -> Section | None:
     if not results:
         return None
     rows, notes, settings = [], [], []
+    beside = any(result.pca is not None for result in results)
     problems: dict[str, list[str]] = {}
     for result in results:
         if result.score is None:
             problems.setdefault(result.problem or "could not be computed", []).append(result.name)
             continue
         for name, value in result.score.values.items():
-            active, chance, ceiling = (
+            active, chance, ceiling, pca = (
                 None if values is None else values.get(name)
-                for values in (result.active.values if result.active else None, result.chance, result.ceiling)
-            )
+                for values in (
+                    result.active.values if result.active else None, result.chance, result.ceiling, result.pca
+                )
+            )  # fmt: skip
             label = result.name if len(result.score.values) == 1 else f"{result.name}: {name}"
             rows.append([
                 Cell(label.replace("_", " ")),
@@ -227,6 +230,7 @@ def metrics(results: Sequence[Result]) -> Section | None:
                 Cell("" if active is None else number(active, 3), active),
                 Cell("" if chance is None else number(chance, 3), chance),
                 Cell("" if ceiling is None else number(ceiling, 3), ceiling),
+                *([Cell("" if pca is None else number(pca, 3), pca)] if beside else []),
                 Cell(charts.bar(value, chance, ceiling) or "", class_="mid"),
             ])  # fmt: skip
         notes += [tag("li", tag("b", result.name), ": ", sentence) for sentence in result.score.notes]
@@ -235,11 +239,12 @@ def metrics(results: Sequence[Result]) -> Section | None:
             settings.append(tag("li", tag("b", result.name), ": ", text))
     left_out = [tag("li", tag("b", ", ".join(names)), f": {why}") for why, names in problems.items()]
     drawn = table(
-        ("metric", "value", "active latents only", "chance", "ceiling", "from 0 to 1"),
+        ("metric", "value", "active latents only", "chance", "ceiling", *["PCA"] * beside, "from 0 to 1"),
         rows,
-        "Chance: codes that know nothing of the factors. Ceiling: the factors themselves as codes. In the bars chance "
-        "is the mark below, the ceiling the mark above.",
-        numeric=(False, True, True, True, True, False),
+        "Chance: codes that know nothing of the factors. Ceiling: the factors themselves as codes. "
+        + "PCA: ten principal components of the same images, without training. " * beside
+        + "In the bars chance is the mark below, the ceiling the mark above.",
+        numeric=(False, True, True, True, True, *[True] * beside, False),
     )
     return section(
         "metrics",

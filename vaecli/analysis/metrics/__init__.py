@@ -20,6 +20,9 @@ from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics.base import Score
 from vaecli.errors import ConfigError
 
+# The metrics that are z_diff, by the protocol that each follows (`beta_vae`).
+PROTOCOLS = {"dlib": "beta-vae", "higgins": "beta-vae-higgins", "converged": "beta-vae-converged"}
+Z_DIFF = tuple(PROTOCOLS.values())
 NARROW = -20.0  # log-variance of q(z|x) where the factors themselves are the code
 
 
@@ -32,6 +35,7 @@ class Result:
     active: Score | None = None  # over the active latents; None where none is
     chance: Mapping[str, float] | None = None  # the same values for codes that know nothing of the factors
     ceiling: Mapping[str, float] | None = None  # the same values for the factors themselves as codes
+    pca: Mapping[str, float] | None = None  # the same values for principal components of the same images (`pca_row`)
     problem: str | None = None
 
     def record(self) -> dict[str, Any]:
@@ -43,6 +47,7 @@ class Result:
             "active": None if self.active is None else _plain(self.active.values),
             "chance": None if self.chance is None else _plain(self.chance),
             "ceiling": None if self.ceiling is None else _plain(self.ceiling),
+            "pca": None if self.pca is None else _plain(self.pca),
             "settings": {} if score is None else _plain(score.settings),
             "notes": [] if score is None else list(score.notes),
             "problem": self.problem,
@@ -53,7 +58,8 @@ class Result:
 def chosen(text: str | None, *, several: bool = False) -> list[str]:
     """The names in `all`, `none` or `mig,dci`; ConfigError with the nearest name for a wrong one.
 
-    `several`: there are several models to compare, so that metrics of several models can be named.
+    `several`: there are several models to compare, so that metrics of several models can be named. With a z_diff comes
+    MIG, which sees what z_diff passes.
     """
     if text is None or text.strip() == "none":
         return []
@@ -72,7 +78,22 @@ def chosen(text: str | None, *, several: bool = False) -> list[str]:
             )
         else:
             names.append(word)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*names, *(["mig"] if any(name in Z_DIFF for name in names) else [])]))
+
+
+def by_protocol(text: str | None, protocol: str | None) -> str | None:
+    """The metrics named in `text` with z_diff by this protocol: in place of `beta-vae` where that is named, else as one
+    more. ConfigError with the nearest name for a protocol that there is not."""
+    if protocol is None:
+        return text
+    if protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise ConfigError(
+            f"no protocol is called {protocol[:80]!r}{registry.nearest(protocol, PROTOCOLS)}", f"there are {known}"
+        )
+    words = [word.strip() for word in (text or "none").split(",")]
+    kept = [word for word in words if word not in ("none", "beta-vae", PROTOCOLS[protocol])]
+    return ",".join([*kept, PROTOCOLS[protocol]])
 
 
 def evaluate(
