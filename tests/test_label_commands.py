@@ -243,3 +243,68 @@ def test_levels_of_one_image_with_those_of_another(run: Path, vae: Vae) -> None:
 def test_mixtures_that_cannot_be(more: list[str], words: str, run: Path, vae: Vae) -> None:
     done = vae("mix", run, *more)
     assert (done.code, done.out) == (2, "") and words in done.err, done.err
+
+
+# ---- traverse
+
+
+def test_around_the_prior_of_a_label(run: Path, vae: Vae) -> None:
+    found = said(vae("traverse", run, "--level", "z0", "--label", "size=2,posX=5", "-o", "a.png", "--json"))
+    latents = found["latents"]
+    assert [one["latent"] for one in latents[:2]] == ["z0.16", "z0.17"] and len(latents) == 18
+    assert found["labels"] == "the prior's mode given size 2, posX 5"
+    spread = [one["prior_sd"] for one in latents]
+    assert spread == sorted(spread, reverse=True) and spread[:2] == pytest.approx([1, 0.5], rel=1e-6)
+    assert latents[0]["values"] == pytest.approx(np.linspace(-3, 3, 11))
+    assert latents[1]["values"] == pytest.approx(2 + 0.5 * np.linspace(-3, 3, 11))
+    assert found["unit"] == "standard deviations of the prior"
+    both = said(vae("traverse", run, "--level", "z1,z0", "--label", "size=2,posX=5", "-o", "b.png", "--json"))
+    assert [one["latent"] for one in both["latents"][:3]] == ["z1.0", "z1.1", "z0.16"]
+    everything = said(vae("traverse", run, "--label", "size=2", "-o", "c.png", "--json"))
+    assert [one["level"] for one in everything["latents"]] == ["z0"] * 18 + ["z1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--label", "size=*"], "--label stands for 3 combinations, but a traversal is around one"),
+        (["--label", "size=1", "--center", "3"], "--label says where the others stay, and so does --center"),
+        (["--label", "size=1", "--level", "z0,z9"], "--level: no level is called 'z9'"),
+    ],
+)
+def test_traversals_that_cannot_be(more: list[str], words: str, run: Path, vae: Vae) -> None:
+    done = vae("traverse", run, *more)
+    assert (done.code, done.out) == (2, "") and words in done.err, done.err
+
+
+# ---- analyze --control
+
+
+def test_all_measures_in_one_object(run: Path, vae: Vae) -> None:
+    found = said(vae("analyze", run, "--control", "--split", "all", "--json"))["control"]
+    assert found["factors"] == ["size", "posX"] and found["reader"]["accuracy"] == {"size": 1, "posX": 1, "posY": 1}
+    assert [r["share"] for r in found["control_accuracy"]] == [1.0, 1.0]
+    assert set(found["combination_accuracy"]) == {"seen"}
+    assert found["label_flip_rate"]["y"] == 1.0 and found["label_flip_rate"]["z0"] == 0.0
+    assert [r["level"] for r in found["prior_gap"]] == ["z0", "z1"]
+    assert all(abs(r["transitivity"]["slack"]) < 1e-9 for r in found["label_accuracy"])
+    probes = {r["factor"]: r for r in found["probes"]}
+    assert probes["size"]["linear"] == 1.0 and probes["posY"]["labelled"] is False
+    assert [r["name"] for r in found["disentanglement"]] == ["mig", "dci", "sap"]
+    names = found["disentanglement"][0]["settings"]
+    assert (names["latents"], names["images"]) == (18, 507)
+
+
+def test_a_table_of_it(run: Path, vae: Vae) -> None:
+    done = vae("analyze", run, "--control")
+    assert done.code == 0, done.err
+    header, *rows = [line.split("\t") for line in done.out.splitlines()]
+    assert header == ["measure", "of", "value"]
+    assert ["control accuracy", "size", "100.0% +- 0.0%, 100.0% by q(y|x); chance 33.3%"] in rows
+    assert ["label flip rate", "z1", "0.0%"] in rows
+    assert "read by nearest of 507 images" in done.err and "verdict" in done.err
+
+
+def test_control_of_a_model_without_labels(tiny_run: Path, vae: Vae) -> None:
+    done = vae("analyze", tiny_run, "--control")
+    assert done.code == 2 and "beta-vae has no labels to ask for" in done.err and done.out == ""

@@ -131,9 +131,6 @@ Metrics = Annotated[
         "--metrics", metavar="NAMES", help="all, none, or names with commas (`vae metrics`).", autocompletion=_metrics
     ),
 ]
-Protocol = Annotated[
-    str | None, typer.Option(metavar="NAME", help="z_diff as of higgins, converged or dlib (metric beta-vae).")
-]
 
 
 def _version(value: bool) -> None:
@@ -242,8 +239,10 @@ def traverse(
         list[str] | None, typer.Option("--dim", help="Latent to vary (repeatable); default all, by KL.")
     ] = None,
     level: Annotated[
-        str | None, typer.Option("--level", metavar="NAME", help="Only the latents of this level.")
+        str | None,
+        typer.Option("--level", metavar="NAME", help="Only the latents of this level, or of several: z0,z1."),
     ] = None,
+    label: Labels = None,
     value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
     center: Annotated[
@@ -261,7 +260,9 @@ def traverse(
     output.configure(quiet)
     from vaecli.commands import traverse as command
 
-    command.run(checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data_at=data)
+    command.run(
+        checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data, label or []
+    )
 
 
 @app.command()
@@ -355,9 +356,11 @@ def analyze(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
-    protocol: Protocol = None,
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also q(z) against p(z), information, gains, IWAE bound (minutes).")
+    ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also how far labels control what is made: read back, changed, kept.")
     ] = False,
     samples: Annotated[
         int | None,
@@ -387,12 +390,12 @@ def analyze(
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
     from vaecli.analysis.quality import Request
-    from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import analyze as command
 
-    metrics = by_protocol(metrics, protocol)
     asked = Request(samples, nll, nll_images, density)
-    command.run(checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked)
+    command.run(
+        checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked, control
+    )
 
 
 @app.command()
@@ -402,7 +405,6 @@ def report(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
-    protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
     device: Device = "auto",
@@ -412,10 +414,8 @@ def report(
 ) -> None:
     """Write the whole analysis as one self-contained HTML page with pictures."""
     output.configure(quiet)
-    from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import report as command
 
-    metrics = by_protocol(metrics, protocol)
     command.run(checkpoint, out, split, limit, metrics, seed, device, force, json, data_at=data)
 
 
@@ -425,7 +425,6 @@ def compare(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
-    protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
     device: Device = "auto",
@@ -437,10 +436,8 @@ def compare(
     output.configure(quiet)
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
-    from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import compare as command
 
-    metrics = by_protocol(metrics, protocol)
     command.run(checkpoints, split, limit, metrics, seed, device, json, csv, data_at=data)
 
 

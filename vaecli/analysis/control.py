@@ -34,6 +34,7 @@ BATCH = 250
 STEPS, RANGE = 11, 3.0  # of a prior traversal, in standard deviations of the prior
 LATENTS, CENTRES = 5, 6  # that it goes through: those of largest deviation, around so many combinations of labels
 METRICS = ("mig", "dci", "sap")
+HEADERS = ("measure", "of", "value")
 
 Record = dict[str, Any]
 

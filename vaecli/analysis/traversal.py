@@ -108,6 +108,13 @@ def _prior(model: Model, middle: Values, mover: Mover) -> td.Distribution | None
     return p.base_dist if isinstance(p, td.Independent) else p
 
 
+def deviation(model: Model, middle: Values, mover: Mover) -> float | None:
+    """The standard deviation of a latent's prior given what is above it; None where it has none."""
+    p = None if mover.counted else _prior(model, middle, mover)
+    variance = None if p is None else distributions.moments(p)[1]
+    return None if variance is None else math.sqrt(float(variance.flatten()[mover.column]))
+
+
 def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Statistics | None) -> Tensor:
     """What the latent takes at the values `t_S` of a traversal, (S,), float64: of codes and labels indices, evenly
     spread; of noise its prior's quantiles at those of a normal; else in the `unit`."""

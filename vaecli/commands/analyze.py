@@ -11,6 +11,7 @@ from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes, diagnosis, metrics, tables
+from vaecli.analysis import control as controls
 from vaecli.analysis.analyze import Analysis, CodesAnalysis
 from vaecli.analysis.quality import NOTHING, Request
 from vaecli.errors import ConfigError, FailedVerdict
@@ -24,13 +25,14 @@ def run(
     metric_names: str | None = None,
     diagnose: bool = False,
     fail_if: str | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     seed: int = 0,
     device: str = "auto",
     json: bool = False,
     csv: bool = False,
     data_at: str | None = None,
     asked: Request = NOTHING,
+    control: bool = False,
 ) -> None:
     """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
@@ -39,11 +41,14 @@ def run(
     with `diagnose`, those of the latents, seven columns always and those of the diagnosis after them. With `csv` it is
     the same table with more digits. With `json` stdout has one object with everything.
 
+    With `control` also how far labels control what the model makes (`analysis.control`), as the table of a pipe where
+    nothing else is asked for; NoLabels where nothing can be asked for.
+
     FailedVerdict, after the output, if the verdict is one that `fail_if` names.
     """
     if json and csv:
         raise ConfigError("--json and --csv exclude each other")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size is {batch_size}; it must be at least 1")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
@@ -52,17 +57,22 @@ def run(
     if bad_verdicts & {"under-regularised", "prior mismatch"} and not diagnose:
         streams.notice("without --diagnosis a mismatch with the prior is only seen in means and variances")
     found: Analysis | CodesAnalysis
+    controlled: controls.Control | None = None
     if checkpoint.lower().endswith(".npz"):
         if asked.samples is not None or asked.nll is not None:
             raise ConfigError("--samples and --nll are for checkpoints; a file of codes has no model")
+        if control:
+            raise ConfigError("--control is for checkpoints; a file of codes has no model")
         found = _of_codes(checkpoint, split, limit, names, diagnose, seed, lenient)
     else:
         loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
         dataset = data.load(loaded.config.data, loaded.info)
+        subject = controls.subject(loaded, dataset, seed, asked.density) if control else None
         found = analysis.analyze(
             loaded, dataset, split, limit, metric_names=names, diagnose=diagnose, batch_size=batch_size, seed=seed,
             lenient=lenient, asked=asked,
         )  # fmt: skip
+        controlled = None if subject is None else controls.measure(loaded, subject, found.view)
     for name, value in tables.totals(found.stats).items():
         if isinstance(value, float) and not math.isfinite(value) and found.stats.n > 1:
             streams.warning(f"{name} is not finite")
@@ -70,16 +80,31 @@ def run(
         for sentence in found.judged.warnings():
             streams.warning(sentence)
     metrics_alone = bool(names) and not diagnose
+    control_alone = controlled is not None and not names and not diagnose
+    control_rows = [] if controlled is None else controls.rows(controlled)
+    if controlled is not None:
+        streams.notice(f"read by {controlled.subject.reader.text()}")
     if json:
-        streams.result_json(found.record())
+        record = found.record()
+        streams.result_json(record if controlled is None else {**record, "control": controlled.record()})
     elif csv:
-        streams.result(*streams.csv_lines(_metrics_cells(found) if metrics_alone else _cells(found.latents)))
+        table: list[Sequence[object]] = [controls.HEADERS, *control_rows]
+        if not control_alone:
+            table = _metrics_cells(found) if metrics_alone else _cells(found.latents)
+        streams.result(*streams.csv_lines(table))
         _rest(found, streams.notice, to_stderr=True, with_metrics=not metrics_alone)
     elif sys.stdout.isatty():
         _latents(found)
+        if control_rows:
+            streams.table(controls.HEADERS, control_rows, left=3)
         streams.result(tables.totals_text(found.stats))
         _rest(found, streams.result, to_stderr=False, totals=False)
+    elif control_alone:
+        streams.table(controls.HEADERS, control_rows)
+        _rest(found, streams.notice, to_stderr=True)
     else:
+        if control_rows:
+            streams.table(controls.HEADERS, control_rows, to_stderr=True)
         if metrics_alone:
             streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results))
         else:

@@ -1,15 +1,15 @@
 """`vae traverse`: what each latent does to the image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from vaecli import data, registry
+from vaecli import data, label_expressions, registry
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import traversal
+from vaecli.analysis import draws, labelled, traversal
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Statistics
 from vaecli.analysis.traversal import Mover
@@ -47,6 +47,7 @@ def run(
     json: bool,
     level: str | None = None,
     data_at: str | None = None,
+    label: Sequence[str] = (),
 ) -> None:
     """One row of images a latent, the latent going from -range to range, the others at the centre; PNG or GIF.
 
@@ -54,6 +55,9 @@ def run(
     index. A latent takes the levels below it along. The latents of a deterministic code have no natural scale: theirs
     goes in standard deviations from the mean of the codes; that of a prior that is not N(0, I) in its standard
     deviations. Codes and labels step through their values. Noise is shown where `level` or `dims` name it.
+
+    With `label` (one value a factor; others are drawn) the others stand at the modes of their priors given the labels,
+    and what is shown are the levels that labels control, by the standard deviation of their prior; no data are needed.
     """
     if steps < 2:
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
@@ -72,11 +76,20 @@ def run(
     figures.check_size(len(shown), 1 if moving else steps, height, width)
     devices.seed(seed, "traverse")
     with torch.inference_mode():
-        dataset, missing = _dataset(loaded)
-        stats, over = _statistics(loaded, dataset) if dataset is not None and model.inferred else (None, "")
-        if missing is not None:
-            streams.notice(f"latents in index order, without KL: the data set is not available ({missing})")
-        middle, where = centre(loaded, center, dataset, missing, stats)
+        stats, over, spread = None, "", {}
+        if label:
+            middle, where = _of_labels(loaded, label, center)
+            spread = {mover.name: traversal.deviation(model, middle, mover) for mover in shown}
+            if not chosen:
+                controlled = [one.name for one in labelled.below_labels(model)]
+                shown = [mover for mover in shown if level is not None or mover.level.name in controlled]
+                shown = by_deviation(shown, spread)
+        else:
+            dataset, missing = _dataset(loaded)
+            stats, over = _statistics(loaded, dataset) if dataset is not None and model.inferred else (None, "")
+            if missing is not None:
+                streams.notice(f"latents in index order, without KL: the data set is not available ({missing})")
+            middle, where = centre(loaded, center, dataset, missing, stats)
         t_S = np.linspace(-value_range, value_range, steps)
         if stats is not None and not chosen:
             shown = ordered(shown, stats)
@@ -84,7 +97,7 @@ def run(
         images = [traversal.images_along(model, middle, m, v_S) for m, v_S in zip(shown, values, strict=True)]
         units = [traversal.unit(model, middle, mover, stats) for mover in shown]
     common = len(set(units)) == 1 and not any(mover.counted for mover in shown)
-    labels = [label_of(stats, mover) for mover in shown]
+    labels = [label_of(stats, mover, spread.get(mover.name)) for mover in shown]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     suffix = " sd" if common and units[0].startswith("sd") else ""
     texts = [f"{text}{suffix}" for text in _value_texts(t_S)]
@@ -98,6 +111,8 @@ def run(
         footer += "; the levels below follow"
     if over and not chosen:
         footer += f"; ordered by {order_text(model, stats)} over {over}"
+    if label and not chosen:
+        footer += "; ordered by the standard deviation of the prior"
     names = [mover.name for mover in shown]
     if moving:
         picture = _animation(images, names, details, texts, heading, footer)
@@ -109,11 +124,16 @@ def run(
         headings = [] if all(mover.counted for mover in shown) else texts
         picture = figures.png(figures.sheet(rows, headings, heading, footer))
     path = _artifact.write(output, "traversal.png", picture, force)
-    latents = [_record(model, mover, stats, v_S.tolist()) for mover, v_S in zip(shown, values, strict=True)]
+    latents = [
+        _record(model, mover, stats, v_S.tolist()) | ({"prior_sd": spread[mover.name]} if label else {})
+        for mover, v_S in zip(shown, values, strict=True)
+    ]
     record = {
         "checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "center": center, "values": t_S.tolist(),
         "unit": UNITS[units[0]] if common else "by latent", "latents": latents,
     }  # fmt: skip
+    if label:
+        record["labels"] = where
     _artifact.report(path, record, json)
 
 
@@ -141,15 +161,37 @@ def _record(model: Model, mover: Mover, stats: Statistics | None, values: list[f
     return record
 
 
-def _levels(model: Model, name: str | None) -> list[Level]:
-    """All levels, or the one called so; ConfigError with the names there are for another."""
-    if name is None:
+def _levels(model: Model, names: str | None) -> list[Level]:
+    """All levels, or those named, with commas; ConfigError with the names there are for another."""
+    if names is None:
         return list(model.levels)
-    found = [level for level in model.levels if level.name == name]
-    if not found:
-        names = [level.name for level in model.levels]
-        raise ConfigError(f"--level: no level is called {name[:80]!r}{registry.nearest(name, names)}")
-    return found
+    known = {level.name: level for level in model.levels}
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"--level: no level is called {name[:80]!r}{registry.nearest(name, known)}")
+    return [known[name] for name in chosen]
+
+
+def _of_labels(loaded: Loaded, texts: Sequence[str], center: str) -> tuple[Values, str]:
+    """All levels of one image of these labels at the modes of their priors, and that in words. ConfigError with the
+    names that there are; NoLabels where the model has none."""
+    if center != "prior":
+        raise ConfigError("--label says where the others stay, and so does --center", "leave out one of them")
+    model = loaded.model
+    factors = labelled.sampler(draws.Source(model)).factors
+    rows = label_expressions.combinations(label_expressions.wanted(texts, loaded.info, factors), factors)
+    if len(rows) > 1:
+        raise ConfigError(f"--label stands for {len(rows):,} combinations, but a traversal is around one")
+    values = labelled.from_labels(model, torch.tensor(rows))
+    named = label_expressions.text_of(labelled.labels_of(model, values)[0].tolist(), loaded.info, factors)
+    return model.complete(values), "the prior's mode given " + ", ".join(f"{f} {value}" for f, value in named.items())
+
+
+def by_deviation(shown: Sequence[Mover], spread: Mapping[str, float | None]) -> list[Mover]:
+    """Level by level, the latents of the largest deviation first."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(mover.level.name for mover in shown))}
+    return sorted(shown, key=lambda mover: (place[mover.level.name], -(spread[mover.name] or 0.0)))
 
 
 def ordered(shown: Sequence[Mover], stats: Statistics) -> list[Mover]:
@@ -225,8 +267,10 @@ def centre(
     return traversal.of_image(model, x_BCHW), streams.safe(text)
 
 
-def label_of(stats: Statistics | None, mover: Mover) -> str:
-    """What is known of a latent, in a word."""
+def label_of(stats: Statistics | None, mover: Mover, deviation: float | None = None) -> str:
+    """What is known of a latent, in a word: of its codes, or the deviation of its prior where that is given."""
+    if deviation is not None:
+        return f"sd {deviation:.3g}"
     if mover.index is None:
         return "not inferred"
     if stats is None:
