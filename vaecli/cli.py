@@ -131,6 +131,9 @@ Metrics = Annotated[
         "--metrics", metavar="NAMES", help="all, none, or names with commas (`vae metrics`).", autocompletion=_metrics
     ),
 ]
+Protocol = Annotated[
+    str | None, typer.Option(metavar="NAME", help="z_diff as of higgins, converged or dlib (metric beta-vae).")
+]
 
 
 def _version(value: bool) -> None:
@@ -356,6 +359,7 @@ def analyze(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
+    protocol: Protocol = None,
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also q(z) against p(z), information, gains, IWAE bound (minutes).")
     ] = False,
@@ -389,9 +393,11 @@ def analyze(
     output.configure(quiet)
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
+    from vaecli.analysis.metrics import by_protocol
     from vaecli.analysis.quality import Request
     from vaecli.commands import analyze as command
 
+    metrics = by_protocol(metrics, protocol)
     asked = Request(samples, nll, nll_images, density)
     command.run(
         checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked, control
@@ -405,6 +411,7 @@ def report(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
+    protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
     device: Device = "auto",
@@ -414,8 +421,10 @@ def report(
 ) -> None:
     """Write the whole analysis as one self-contained HTML page with pictures."""
     output.configure(quiet)
+    from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import report as command
 
+    metrics = by_protocol(metrics, protocol)
     command.run(checkpoint, out, split, limit, metrics, seed, device, force, json, data_at=data)
 
 
@@ -425,6 +434,7 @@ def compare(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
+    protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
     device: Device = "auto",
@@ -436,8 +446,10 @@ def compare(
     output.configure(quiet)
     if json and csv:
         raise ConfigError("--json and --csv: give one of them")
+    from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import compare as command
 
+    metrics = by_protocol(metrics, protocol)
     command.run(checkpoints, split, limit, metrics, seed, device, json, csv, data_at=data)
 
 
