@@ -34,3 +34,37 @@ def test_speed(tmp_path: Path) -> None:
 def test_folder() -> None:
     out = run("folder.py", "--images", 8, "--rounds", 1)
     assert re.findall(r"^(jpg|png): ours [\d,]+ images/s", out, flags=re.M) == ["jpg", "png"]
+
+
+def test_page_of_rows(tmp_path: Path) -> None:
+    """A record is taken in, and stands in the table of its kind and with its numbers; others are said not to be run."""
+    record = {
+        "row": "linear-vae-digits", "kind": "exact", "summary": "", "source": "closed form", "published": {},
+        "obtained": {
+            "elbo_10": {"mean": 17.45, "sd": None, "values": [17.45]},
+            "elbo_5": {"mean": 8.0, "sd": 0.1, "values": [7.9, 8.1]},
+        },
+        "checks": [
+            {"value": "elbo_10", "expected": 17.4519, "tolerance": 0.05, "holds": True},
+            {"value": "elbo_5", "expected": 8.9, "tolerance": 0.05, "holds": False},
+            {"less": ["elbo_5", "elbo_10"], "by": 2, "holds": True},
+        ],
+        "verdict": "falls short", "complete": True, "seeds": [0, 1], "settings": {}, "command": "",
+        "data": [{"name": "digits", "source": {"kind": "scikit-learn"}}], "seconds": 1234.5, "versions": {"vae": "1"},
+    }  # fmt: skip
+    (tmp_path / "printed.json").write_text(json.dumps({"schema": 1, "rows": [record]}))
+    folder = tmp_path / "records"
+    page = run(
+        "reproduce.py", "--record", tmp_path / "printed.json", "--commit", "abc1234", "--records", folder, "-o", "-"
+    )
+    stored = json.loads((folder / "linear-vae-digits.json").read_text())
+    assert stored["commit"] == "abc1234" and "cores" in stored["machine"]
+    assert "1 were run: 0 hold, 1 fall short, 0 are not judged" in page.replace("\n", " ")
+    assert re.search(r"\| \[linear-vae-digits\].*\| \*\*falls short\*\* \| 2 \| 1,23[45] \|", page)
+    assert "| elbo_10 | 17.4519 | 0.05 | 17.45 | holds |" in page
+    assert "| elbo_5 | 8.9 | 0.05 | 8 +- 0.1 | falls short |" in page
+    assert "| elbo_5 < elbo_10 by 2 |  |  |  | holds |" in page
+    assert "commit abc1234" in page and "digits (scikit-learn)" in page
+    assert re.search(r"\| mnist-vae-pytorch \|.*\| not run \(2m\) \|", page)
+    for title in ("Exact", "Re-runs", "Directions", "Published"):
+        assert f"## {title}" in page
