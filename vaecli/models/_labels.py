@@ -47,6 +47,7 @@ class Model(NetModel):
         self.columns = [info.factor_names.index(name) for name in self.factors]
         self.sizes = tuple(info.factor_sizes[column] for column in self.columns)
         self.likelihood = likelihoods.build(config.likelihood)
+        self.settled = config.warm_up
 
     @property
     def width_y(self) -> int:

@@ -175,8 +175,10 @@ class Model(_labels.Model):
         told_B = (self._told(q_y, told_BC) * known_BK).sum(dim=1)
         unsure_B = (self._unsure(q_y, guess_BC, log_guess_BC) * ~known_BK).sum(dim=1)
 
-        gamma_B = torch.where(labelled_B, hyper["gamma_labelled"], hyper["gamma_unlabelled"])
-        beta_B = torch.where(labelled_B, hyper["beta_labelled"], hyper["beta_unlabelled"])
+        gamma_B, beta_B = (
+            torch.where(labelled_B, told_B.new_ones(()) * hyper[f"{weight}_labelled"], hyper[f"{weight}_unlabelled"])
+            for weight in ("gamma", "beta")
+        )
         loss_B = gamma_B * (recon_B + hyper["gamma_y"] * (label_B + told_B)) + beta_B * rate_B
         loss_B = loss_B + self.weighed_below(below, u, q_u, hyper) - hyper["entropy"] * unsure_B
         kl = self._bound_rate(q_z, q_y, z, below).mean()
@@ -213,7 +215,7 @@ class Model(_labels.Model):
     def _told(self, q_y: OneHotBlocks, told_BC: Tensor) -> Tensor:
         """What it costs to tell each label from z0, (B, K)."""
         if self.as_reference("classifier"):
-            clipped_BC = told_BC.clamp(CLIP, 1 - CLIP).log()
+            clipped_BC = told_BC.to(q_y.logits.dtype).clamp(CLIP, 1 - CLIP).log()
             return -labels.relaxed_log_prob(clipped_BC, q_y.logits, self.sizes, self.config.temperature)
         return -labels.by_block(told_BC * q_y.logits, self.sizes)
 

@@ -104,7 +104,8 @@ class TrainState:
     window: dict[str, float] = field(default_factory=dict)  # sums of logged scalars since the last record
     window_steps: int = 0
     norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm  # of the gradients
-    untrained: float | None = None  # the loss of the first step
+    untrained: float | None = None  # the loss of the first step, or of that from which it is of everything
+    settled: int = 0  # which step that is
     loss: float | None = None  # of the step before, or a mean over those since
     sound_step: int | None = None  # the newest that was saved while `sound`
     best: tuple[float, int] | None = None  # the least held-out loss of a step that was saved, and the step
@@ -113,6 +114,7 @@ class TrainState:
     def fresh(cls, model: Model, config: RunConfig) -> "TrainState":
         players = model.players(config.optim)
         state = cls({p.name: (p, make_optimizer(list(p.parameters), p.optim)) for p in players}, stages(model, config))
+        state.settled = model.settled
         if config.train.fast and model.device.type == "cpu":
             state.norm = optimizers.total_norm
             for _, optimizer in state.players.values():
@@ -146,7 +148,8 @@ class TrainState:
             self.window[name] = self.window.get(name, 0.0) + value
         if "loss" in values and len(self.stages) == 1:
             self.loss = values["loss"] / steps
-            self.untrained = self.loss if self.untrained is None and self.step == 0 else self.untrained
+            if self.untrained is None and self.step <= self.settled < self.step + steps:
+                self.untrained = self.loss
         self.step += steps
         self.window_steps += steps
 
