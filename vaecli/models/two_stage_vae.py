@@ -157,7 +157,8 @@ class Model(GaussianVAE):
     # ---- words and numbers
 
     def facts(self) -> dict[str, float]:
-        return {**super().facts(), **({"code_variance": float((2 * self.log_gamma_z).exp())} if self.begun else {})}
+        of_codes = {"code_variance": float((2 * self.log_gamma_z.detach()).exp())} if self.begun else {}
+        return {**super().facts(), **of_codes}
 
     def kl_weight(self, hyper: Hyper) -> float:
         return 1.0
