@@ -318,9 +318,10 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
             f"{pm(found, 'auc', 'error', 3)} (0.5: alike; {found['held_out']:,} draws each)",
         )
     if (loss := numbers.get("variance_loss")) is not None:
+        made = "resyntheses" if numbers.get("distortion") is None else "reconstructions"
         add(
             "variance loss, a pixel",
-            f"images {loss['var_x']:.5f} - reconstructions {loss['var_xhat']:.5f} = {loss['gap']:.5f}; "
+            f"images {loss['var_x']:.5f} - {made} {loss['var_xhat']:.5f} = {loss['gap']:.5f}; "
             f"mse {loss['mse']:.5f}"
             + ("" if loss["var_generated"] is None else f"; samples {loss['var_generated']:.5f}"),
         )

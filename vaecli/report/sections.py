@@ -169,7 +169,7 @@ def reconstructions(shown: Reconstructions | None) -> Section | None:
             f"Inputs above what is made of their codes, z being the mode of q(z|x): {shown.source}. Mean squared error "
             f"per pixel {mse} over these images."
         )
-        return section("reconstructions", "Resyntheses", caption, *bands)
+        return section("resyntheses", "Resyntheses", caption, *bands)
     caption = note(
         f"Inputs above outputs, z being the mode of q(z|x): {shown.source}. Mean squared error per pixel {mse}, "
         f"reconstruction term {number(float(np.mean(shown.nll_N)), 2)} nats, over these images."
