@@ -59,7 +59,8 @@ class Model(NetModel):
 
     def uniform(self, n: int) -> labels.OneHotBlocks:
         """n labels, every value as likely."""
-        return labels.OneHotBlocks(torch.zeros(n, self.width_y, device=self.device), self.sizes)
+        like = next(self.parameters())
+        return labels.OneHotBlocks(like.new_zeros(n, self.width_y), self.sizes)
 
     def condition(self, labels_BK: Tensor) -> Values:
         """y alone; labels of -1 are drawn from its prior, with the same noise whichever they are."""
