@@ -212,3 +212,20 @@ def test_very_many_mistakes_are_told_quickly() -> None:
     assert "more than 500 keys" in refused("model:\n" + "".join(f"  k{i}: 1\n" for i in range(60_000)))
     assert "and 380 more mistakes" in refused("data: squares\nmodel:\n" + "".join(f"  k{i}: 1\n" for i in range(400)))
     assert time.process_time() - start < 8
+
+
+def test_a_section_without_its_name_is_of_the_defaults_kind_or_says_which_there_are() -> None:
+    assert built(MINIMAL, "model.net.hidden=[16]").model.net.hidden == [16]
+    assert built(MINIMAL, "model.name=wae-mmd", "model.likelihood.sigma=0.5").model.likelihood.sigma == 0.5
+    critic = built(MINIMAL, "model.name=factor-vae", "model.critic_optim.lr=1e-5").model.critic_optim
+    assert (critic.lr, critic.betas) == (1e-5, (0.5, 0.9))
+    for setting, said in {
+        "model.likelihood.sigma=0.5": "model.likelihood: which one? Give name: gaussian, which has sigma",
+        "model.likelihood.scale=1": "Give name: discretized-logistic or laplace, which have scale",
+        "model.net.width=4": "model.net: which one? Give name: resnet or semafo, which have width",
+        "model.likelihood.foo=3": "which one? Give name: bernoulli, continuous-bernoulli, ",
+        "optim.lr={start: 1, end: 0, steps: 5}": "optim.lr: which one? Give schedule: cosine or linear, which have end",
+        "model.free_bits={points: [[0, 1]]}": "model.free_bits: which one? Give schedule: piecewise, which has points",
+    }.items():
+        message = refused(MINIMAL, setting)
+        assert said in message and "tag" not in message and len(message.splitlines()) == 1

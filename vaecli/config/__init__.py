@@ -161,7 +161,12 @@ def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[s
     lines: list[str] = []
     mistakes = error.errors(include_url=False)
     for item in mistakes[:MAX_MISTAKES]:
-        path = _tree_path((section, *(str(part) for part in item["loc"])), tree.values)
+        loc = [str(part) for part in item["loc"]]
+        if len(mistakes) > 1 and isinstance(item["input"], dict) and loc[-1:] in (["float"], ["int"]):
+            continue  # a number or a section: what is wrong with the section is said
+        if loc and loc[-1].startswith("tagged-union["):
+            loc.pop()
+        path = _tree_path((section, *loc), tree.values)
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "no such option" + registry.nearest(path[-1], _siblings(section, path, tree.values))
@@ -170,6 +175,8 @@ def _explain(error: ValidationError, section: str, tree: Tree, _: Any) -> list[s
         elif item["type"] == "union_tag_invalid":
             known = [word.strip("' ") for word in str(item["ctx"]["expected_tags"]).split(",")]
             message = f"there is no {str(item['ctx']['tag'])[:60]!r}{registry.nearest(str(item['ctx']['tag']), known)}"
+        elif item["type"] == "union_tag_not_found":
+            message = _which(section, path, item, tree.values)
         elif "input" in item and not isinstance(item["input"], dict):
             message = f"{message[:1].lower()}{message[1:]} (got {str(item['input'])[:60]!r})"
         line = _place(tree, path) + f"{'.'.join(path)}: {message}"
@@ -197,8 +204,31 @@ def _tree_path(loc: Key, values: Any) -> Key:
     return tuple(path)
 
 
+def _which(section: str, path: Key, item: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """What is to be said where a section does not say which of several it is: those that have the settings given."""
+    tag, given = str(item["ctx"]["discriminator"]).strip("'"), item["input"]
+    keys = set(given) if isinstance(given, dict) else set()
+    info = _fields(section, path[:-1], values).get(path[-1])
+    kinds = {name: cls for cls in _section_classes(info.annotation if info else None) for name in _tags(cls, tag)}
+    fitting = sorted(name for name, cls in kinds.items() if keys <= cls.model_fields.keys())
+    if not keys or not fitting:
+        return f"which one? Give {tag}: {', '.join(sorted(kinds))}"
+    have = "has" if len(fitting) == 1 else "have"
+    return f"which one? Give {tag}: {' or '.join(fitting)}, which {have} {', '.join(sorted(keys))}"
+
+
+def _tags(cls: type[Section], tag: str) -> tuple[str, ...]:
+    field = cls.model_fields.get(tag)
+    return () if field is None else tuple(map(str, get_args(field.annotation)))
+
+
 def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
     """The options that could have been meant at `path`."""
+    return list(_fields(section, path[:-1], values))
+
+
+def _fields(section: str, path: Key, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the section at `path`, those of all kinds that it may be of."""
     from vaecli import data
 
     fields: Any
@@ -212,11 +242,11 @@ def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
         name = value.get("name", "vae") if isinstance(value, dict) else str(value)
         kind = _KINDS[section]
         fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
-    for part in path[1:-1]:
+    for part in path[1:]:
         field_info = fields.get(part)
         inner = _section_classes(field_info.annotation) if field_info else []
         fields = {key: info for cls in inner for key, info in cls.model_fields.items()}
-    return list(fields)
+    return dict(fields)
 
 
 def _section_classes(annotation: Any) -> list[type[Section]]:
