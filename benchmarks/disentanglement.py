@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("-o", "--output", default="-")
+    parser.add_argument("--limit", type=int, help="so many images, the same of all")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         of = {Path(run).resolve().name: run for run in arguments.runs} | floors(arguments.runs[0], Path(name))
@@ -82,7 +83,8 @@ def main() -> None:
             print(f"{label} ...", file=sys.stderr, flush=True)
             if not what.endswith(".npz"):
                 what = vae("encode", what, "--split", "all", "-o", Path(name) / f"{label}.npz").strip()
-            columns[label] = scores(json.loads(vae("analyze", what, "--metrics", "all", "--json")))
+            limit = () if arguments.limit is None else ("--limit", arguments.limit)
+            columns[label] = scores(json.loads(vae("analyze", what, *limit, "--metrics", "all", "--json")))
     first = next(iter(columns.values()))
     lines = [f"| metric | {' | '.join(columns)} | chance | ceiling |", "|---|" + "---:|" * (len(columns) + 2)]
     for metric, (_, chance, ceiling) in first.items():

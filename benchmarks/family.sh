@@ -7,6 +7,7 @@
 # held out. Each objective has the weight of its paper (gamma = 35, C = 25 nats) or, for DIP-VAE, the middle of the grid of
 # Locatello et al. 2019; C of the annealed VAE rises over two thirds of the steps.
 set -eu
+here=$(cd "$(dirname "$0")" && pwd)
 DIR=$1 STEPS=${2:-30000} JOBS=${3:-1}
 mkdir -p "$DIR"
 
@@ -41,8 +42,8 @@ for name in vae beta-vae annealed-vae beta-tcvae dip-vae-i dip-vae-ii factor-vae
 done
 wait
 cd "$DIR"
-vae compare vae beta-vae annealed-vae beta-tcvae factor-vae dip-vae-i dip-vae-ii --split all --limit 50000 --metrics all --json \
-    >compare.json
-for name in vae beta-vae annealed-vae beta-tcvae factor-vae dip-vae-i dip-vae-ii; do
+for name in vae beta-vae annealed-vae beta-tcvae dip-vae-i dip-vae-ii factor-vae; do
     vae analyze "$name" --split val --json >"$name.json"
 done
+python "$here/family.py" vae beta-vae annealed-vae beta-tcvae dip-vae-i dip-vae-ii factor-vae >terms.md
+python "$here/disentanglement.py" vae beta-vae annealed-vae beta-tcvae dip-vae-i dip-vae-ii factor-vae --limit 50000 -o metrics.md
