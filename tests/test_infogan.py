@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vaecli import config as configs
 from vaecli import device, presets
 from vaecli.batch import Batch, DataInfo
+from vaecli.commands import train
 from vaecli.errors import ConfigError
 from vaecli.models import infogan
 from vaecli.models.base import Term, total
@@ -412,5 +414,29 @@ def test_commands_speak_of_no_elbo(vae: Callable[..., Result]) -> None:
     assert vae("sample", "runs/g", "-n", 4, "-o", "s.png").code == 0
     assert vae("encode", "runs/g", "-o", "codes.npz").code == 0
     assert vae("decode", "runs/g", "codes.npz", "-o", "d.png").code == 0
-    traversal = vae("traverse", "runs/g", "-o", "t.png", "--steps", 5)
+    traversal = vae("traverse", "runs/g", "-o", "t.png", "--steps", 5, "--json")
     assert traversal.code == 0, traversal.err
+    record = json.loads(traversal.out)  # codes from end to end of their prior, whatever --range
+    assert record["values"] == [-1.0, -0.5, 0.0, 0.5, 1.0] and record["unit"] == "latent, over the range of the prior"
+    page = vae("report", "runs/g", "-o", "r.html", "--metrics", "none")
+    assert page.code == 0, page.err
+    text = re.sub(r"base64,[\w+/=]+", "", Path("r.html").read_text())
+    assert "Resyntheses" in text and not re.search(
+        r"ELBO|[Rr]econstruction", text.split("<main>")[1].split("</main>")[0]
+    )
+
+
+def test_a_discriminator_that_wins_for_long_is_said_to() -> None:
+    """D(x) above 0.98 and D(G) below 0.02 in all evaluations of 2,000 steps; else counting starts anew."""
+    m, judge, config = model(), train.Judge(), configs.build(presets.load("infogan-dsprites"))
+
+    def said(step: int, real: float, made: float) -> str | None:
+        return judge.concern(m, {"D_real": real, "D_made": made}, config, step, 100_000)
+
+    assert said(1000, 0.99, 0.01) is None and said(2000, 0.99, 0.01) is None
+    warning = said(3000, 0.99, 0.01)
+    assert warning is not None and "since step 1,000" in warning
+    assert all(word in warning for word in ("spectral norm", "instance noise", "lower learning rate"))
+    assert said(4000, 0.97, 0.01) is None and said(5000, 0.99, 0.01) is None and said(6000, 0.99, 0.03) is None
+    assert said(7000, 0.99, 0.01) is None and said(9000, 0.99, 0.01) is not None
+    assert judge.concern(model(), {"D_real": 0.99, "D_made": 0.01}, config, 9000, 100_000) is None  # another run's
