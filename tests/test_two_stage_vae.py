@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch import distributions as td
 
+from vaecli import config as configs
 from vaecli import data, models
 from vaecli.batch import Batch, DataInfo
+from vaecli.config import tree as trees
 from vaecli.data.squares import Config as Squares
 from vaecli.errors import ConfigError
 from vaecli.models import beta_vae, two_stage_vae
 from vaecli.models.base import total
 from vaecli.objectives.mmd import mmd2
 from vaecli.settings.optim import Adam
-from vaecli.training import checkpoint
+from vaecli.training import checkpoint, steps
 
 INFO = DataInfo("toy", (1, 4, 4), 64)
 SMALL = {"latent_dim": 3, "net": {"name": "mlp", "hidden": [16]}, "second_hidden": [16, 12]}
@@ -190,22 +192,46 @@ def test_one_number_of_steps_is_that_of_each_stage(vae: Callable[..., Result]) -
     assert "first: adam lr 0.001, stage first of 12 steps" in done.err
     assert "second: adam lr 0.0001, stage second of 12 steps" in done.err
     assert "steps: {first: 12, second: 12}" in Path("runs/r/config.yaml").read_text()
-    for steps, said in (("{first: 5}", "how many steps has the stage 'second'?"), ("{first: 5, third: 4}", "'third'")):
-        refused = vae(*LINE, *TINY, "-S", f"train.steps={steps}", "--name", "no")
+    for given, said in (("{first: 5}", "how many steps has the stage 'second'?"), ("{first: 5, third: 4}", "'third'")):
+        refused = vae(*LINE, *TINY, "-S", f"train.steps={given}", "--name", "no")
         assert refused.code == 2 and said in refused.err, refused.err
+
+
+def test_a_dry_run_counts_what_a_step_of_each_stage_takes(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "probe", lambda model, config, data, first: (1.0 if first == 0 else 3.0, 10**9))
+    sets = ("-S", "train.steps={first: 40, second: 20}", "--dry-run", "--json")
+    assert json.loads(vae(*LINE, *TINY, *sets).out)["seconds"] == 100.0
+    monkeypatch.undo()
+    model = build(begun=False).float()
+    config = configs.build(trees.Tree({"model": {"name": "two-stage-vae", **SMALL}, "data": "squares"}, {}))
+    called = []
+    original = model.loss
+    monkeypatch.setattr(model, "loss", lambda b, hyper, player: called.append(player) or original(b, hyper, player))
+
+    class Images:
+        order = None
+
+        def batch(self, step: int, stream: int = 0) -> Batch:
+            return Batch(batch().x_BCHW.float(), torch.arange(64))
+
+    for first, player in ((0, "first"), (config.train.steps["first"], "second")):
+        called.clear()
+        assert steps.probe(model, config, Images(), 2, first=first)[0] > 0 and set(called) == {player}
 
 
 def test_steps_of_a_stage_that_is_over_cannot_be_changed(vae: Callable[..., Result]) -> None:
     sets = ("-S", "train.save_every=10", "-S", "train.keep=9", "-S", "train.steps={first: 20, second: 20}")
     assert vae(*LINE, *TINY, *sets, "--name", "r").code == 0
     for step, first in ((30, 25), (30, 10), (20, 10)):
-        steps = f"train.steps={{first: {first}, second: 30}}"
-        refused = vae("train", "--resume", f"runs/r/checkpoints/step-{step:08}", "-S", steps, "-q")
+        changed = f"train.steps={{first: {first}, second: 30}}"
+        refused = vae("train", "--resume", f"runs/r/checkpoints/step-{step:08}", "-S", changed, "-q")
         assert refused.code == 2 and f"train.steps: step {step} was made in stage" in refused.err, refused.err
-    steps = "train.steps={first: 30, second: 5}"
-    longer = vae("train", "--resume", "runs/r/checkpoints/step-00000020", "-S", steps, "-q")
+    changed = "train.steps={first: 30, second: 5}"
+    longer = vae("train", "--resume", "runs/r/checkpoints/step-00000020", "-S", changed, "-q")
     assert longer.code == 0, longer.err
-    sets = (*sets[:-1], steps)
+    sets = (*sets[:-1], changed)
     assert vae(*LINE, *TINY, *sets, "--name", "straight").code == 0
     a, b = weights("straight", 35), weights("r", 35)
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -227,10 +253,10 @@ def test_killed_in_the_second_stage_and_resumed(vae: Callable[..., Result]) -> N
     child.send_signal(signal.SIGKILL)
     child.wait()
     last = int(os.readlink(folder / "latest").removeprefix("step-")) + 30
-    steps = f"train.steps={{first: 60, second: {last - 60}}}"
-    resumed = vae("train", "--resume", "runs/killed", "-S", steps, "-q")
+    changed = f"train.steps={{first: 60, second: {last - 60}}}"
+    resumed = vae("train", "--resume", "runs/killed", "-S", changed, "-q")
     assert resumed.code == 0, resumed.err
-    assert vae(*line, "-S", steps, "--name", "straight").code == 0
+    assert vae(*line, "-S", changed, "--name", "straight").code == 0
     for file in ("model.safetensors", "trainer/optimizer.safetensors"):
         a, b = weights("straight", last, file), weights("killed", last, file)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

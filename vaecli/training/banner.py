@@ -68,7 +68,8 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     parameters = sum(p.numel() for p in model.parameters())
     banner(model, config, dataset, where)
     size = checkpoint_bytes(model)
-    all_steps = state.stages(model, config)[-1].end
+    all_stages = state.stages(model, config)
+    all_steps = all_stages[-1].end
     facts = {
         "schema": 1,
         "run": str(target),
@@ -81,10 +82,13 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     if all_steps:
         model = ready(models.build(config.model, dataset.info), config, where)
         order = model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
-        seconds, memory = steps.probe(model, config, dataset.stream(config.seed, config.train.batch_size, order))
-        facts |= {"seconds": seconds * all_steps, "peak_bytes": memory}
+        stream, whole, memory = dataset.stream(config.seed, config.train.batch_size, order), 0.0, 0
+        for stage in all_stages:
+            seconds, memory = steps.probe(model, config, stream, first=stage.start)
+            whole += seconds * (stage.end - stage.start)
+        facts |= {"seconds": whole, "peak_bytes": memory}
         output.notice(
-            f"probe      {config.train.batch_size / seconds:,.0f} images/s: {_hours(seconds * all_steps)} for "
+            f"probe      {config.train.batch_size * all_steps / whole:,.0f} images/s: {_hours(whole)} for "
             f"{all_steps:,} steps, without evaluations; memory {memory / 1e9:.2f} GB at the peak"
         )
     output.notice(f"dry run: no run was made; a checkpoint would take about {size / 1e6:.1f} MB")

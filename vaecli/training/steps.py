@@ -136,12 +136,16 @@ def _joined(batches: list[Batch]) -> Batch:
     return Batch(first.x_BCHW, first.index_B, first.labels_BK, first.truth_BK, tuple(others))
 
 
-def probe(model: Model, config: RunConfig, data: Data, steps: int = 20, seconds: float = 10.0) -> tuple[float, int]:
-    """Seconds of a step (the median, after two to warm up) and peak bytes of memory, from some that are forgotten.
+def probe(
+    model: Model, config: RunConfig, data: Data, steps: int = 20, seconds: float = 10.0, first: int = 0
+) -> tuple[float, int]:
+    """Seconds of a step (the median, after two to warm up) and peak bytes of memory, from some that are forgotten; they
+    are of the stage of step `first`.
 
     Memory is that of the process on a CPU and that of the device's allocator on CUDA; 0 where it cannot be told.
     """
     state, times, started = TrainState.fresh(model, config), [], time.monotonic()
+    state.step = first
     for step in range(steps + 2):
         start = time.monotonic()
         try:
