@@ -308,3 +308,18 @@ def test_a_table_of_it(run: Path, vae: Vae) -> None:
 def test_control_of_a_model_without_labels(tiny_run: Path, vae: Vae) -> None:
     done = vae("analyze", tiny_run, "--control")
     assert done.code == 2 and "beta-vae has no labels to ask for" in done.err and done.out == ""
+
+
+def test_the_report_has_a_section_of_it(run: Path, vae: Vae) -> None:
+    found = said(vae("report", run, "-o", "a.html", "--metrics", "none", "--json"))
+    assert found["control"]["control_accuracy"][0]["share"] == 1.0
+    page = Path("a.html").read_text()
+    section = page[page.index('<section id="control">') :].partition("</section>")[0]
+    for heading in ("Labels asked for", "Interventions on size", "Recombination", "Prior of z0", "Prior of z1"):
+        assert f"<h3>{heading}</h3>" in section
+    assert section.count("<img") == 6 and "100.0% ± 0.0%" in section
+
+
+def test_the_report_of_a_model_without_labels_has_none(tiny_run: Path, vae: Vae) -> None:
+    found = said(vae("report", tiny_run, "-o", "a.html", "--metrics", "none", "--json"))
+    assert "control" not in found and "Control by labels" not in Path("a.html").read_text()

@@ -55,7 +55,7 @@ class Model(Base):
             return OneHotBlocks(50 * given["u"], SIZES)
         if level == "z0":
             y = OneHotBlocks(given["u"], SIZES).mode
-            rest = torch.stack([torch.zeros(n), y[:, :3].argmax(dim=1).float()], dim=1)
+            rest = torch.stack([self.nothing.expand(n), y[:, :3].argmax(dim=1).float()], dim=1)
             scale = torch.tensor([NARROW] * C + [1.0, WIDE])
             return Gaussian(torch.cat([y, rest], dim=1), scale.log().mul(2).expand(n, -1))
         if level == "z1":

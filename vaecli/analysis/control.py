@@ -367,13 +367,14 @@ def _centres(subject: Subject) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
+@torch.inference_mode()
 def rest(subject: Subject, labels_L: Tensor, *key: int | str) -> Values:
     """One image of these labels, every level at the mode of its prior."""
     devices.seed(subject.seed, *key)
-    with torch.inference_mode():
-        return subject.model.complete(labelled.from_labels(subject.model, labels_L[None]))
+    return subject.model.complete(labelled.from_labels(subject.model, labels_L[None]))
 
 
+@torch.inference_mode()
 def deviating(subject: Subject, labels_L: Tensor, level: Level) -> list[int]:
     """The latents of a level by the standard deviation of their prior, the largest first."""
     middle = rest(subject, labels_L, "prior traversal")
@@ -383,6 +384,7 @@ def deviating(subject: Subject, labels_L: Tensor, level: Level) -> list[int]:
     return order
 
 
+@torch.inference_mode()
 def around(subject: Subject, labels_L: Tensor, level: Level, column: int, *key: int | str) -> Values:
     """All levels along a traversal of one latent, (S, ...)."""
     middle = rest(subject, labels_L, *key)
@@ -527,7 +529,8 @@ def rows(found: Control) -> list[tuple[str, str, str]]:
         table.append(("probe of z0", of, f"linear {r['linear']:.1%}, with a hidden layer {r['nonlinear']:.1%}"))
     for result in found.disentanglement:
         for name, value in ({} if result.score is None else result.score.values).items():
-            table.append((result.name if name == "value" else f"{result.name} {name}", "z0", f"{value:.3f}"))
+            named = result.name if len(result.score.values) == 1 else f"{result.name} {name}"  # type: ignore[union-attr]
+            table.append((named, "z0", f"{value:.3f}" if math.isfinite(value) else "not defined"))
         if result.score is None:
             table.append((result.name, "z0", result.problem or ""))
     return table

@@ -110,8 +110,10 @@ def sampler(source: Source) -> Sampler:
 
 
 def blocks(model: Model) -> list[Block]:
-    """The labels that can be asked for, in the order of `Model.condition`; none where it cannot be told what they are
-    labels of."""
+    """The labels that can be asked for, in the order of `Model.condition`; none where the model has no such method, or
+    it cannot be told what they are labels of."""
+    if type(model).condition is Model.condition:
+        return []
     found = []
     for level in model.levels:
         if level.kind != "labels":

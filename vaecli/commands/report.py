@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes, draws, tables, traversal
 from vaecli.analysis import metrics as metric_driver
 from vaecli.analysis.analyze import Analysis
-from vaecli.commands import _artifact, sample, traverse
+from vaecli.commands import _artifact, _control, sample, traverse
 from vaecli.models.base import NoPrior
 from vaecli.report import profiles
 from vaecli.training import checkpoint as checkpoints
@@ -71,9 +72,11 @@ def run(
     arguments += ["--limit", str(limit)] if limit is not None else []
     arguments += ["--metrics", metrics] if metrics not in (None, "all") else []
     command = paths.without_homes(shlex.join(["vae", "report", checkpoint, *map(str, arguments)]))
-    page = html.render(gather(analysed, command))
-    path = _artifact.write(output, DEFAULT_NAME, page.encode(), force)
-    _artifact.report(path, analysed.record() if json else {}, json)
+    content, record, controlled = gather(analysed, command), analysed.record(), _control.gathered(analysed)
+    if controlled is not None:
+        content, record = replace(content, control=controlled[0]), {**record, "control": controlled[1]}
+    path = _artifact.write(output, DEFAULT_NAME, html.render(content).encode(), force)
+    _artifact.report(path, record if json else {}, json)
 
 
 def gather(analysed: Analysis, command: str) -> html.Content:

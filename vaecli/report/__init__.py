@@ -8,6 +8,7 @@ from typing import Any
 from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import Result
 from vaecli.report import charts, factors, figures, profiles, sections, tables
+from vaecli.report.control import Controlled, control
 from vaecli.report.markup import document, join, tag
 from vaecli.report.sections import History, Reconstructions, Traversal, Traversals
 
@@ -48,6 +49,7 @@ class Content:
     environment: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     computed: Mapping[str, Any] = field(default_factory=dict)
+    control: Controlled | None = None
 
 
 def render(content: Content) -> str:
@@ -74,6 +76,7 @@ def render(content: Content) -> str:
         factors.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
         tables.diagnosis(content.diagnosis),
         tables.metrics(content.results),
+        control(content.control),
         sections.provenance(content.configuration, content.environment, content.source, content.computed),
     ]
     shown = [part for part in parts if part is not None]
