@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributions as td
 
 from vaecli import models
@@ -14,6 +14,7 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.models import hamiltonian_vae
 from vaecli.models.base import total
 from vaecli.objectives import distributions
+from vaecli.speed import fast
 
 F64 = torch.float64
 INFO = DataInfo("toy", (1, 4, 4), 64, binary=True)
@@ -247,3 +248,27 @@ def test_settings() -> None:
     assert not plain.raw_beta.requires_grad and plain.raw_step_D.requires_grad
     assert not still.raw_beta.requires_grad and not still.raw_step_D.requires_grad
     assert float(plain.q("z", plain.features(toy().x_BCHW), {}).root) == 1.0
+
+
+def test_the_quicker_layers_give_the_same_gradients_through_the_steps() -> None:
+    """The decoder stands behind itself in every step; so it does in a net that is applied twice."""
+    quick, plain = build(steps=3).float(), build(steps=3).float()
+    if not fast.accelerate(quick):
+        pytest.skip("no quicker layers here")
+    x = toy().x_BCHW.float()
+    for model in (quick, plain):
+        torch.manual_seed(3)
+        torch.autograd.backward(total(model.loss(Batch(x, torch.arange(5)), model.hyper(0)))[0])
+    for (name, p), other in zip(plain.named_parameters(), quick.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(other.grad, p.grad, rtol=1e-4, atol=1e-5, msg=name)
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fast.accelerate(nets[1])
+    found = []
+    for net in nets:
+        y = net(net(torch.linspace(-1, 1, 24).view(4, 6))).square().sum()
+        found.append(torch.autograd.grad(y, list(net.parameters()), create_graph=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)

@@ -83,7 +83,9 @@ class _Chained(torch.autograd.Function):
         wants_x, _, _, _, *wants = ctx.needs_input_grad
         nothing = (None, None, None)
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: plain layers, which have one
-            inputs = [t for t, wanted in zip((x, *weights), (wants_x, *wants), strict=True) if wanted]
+            # Views, so that this gradient ends here, also where x has come through the same weights before.
+            x, *weights = (None if t is None else t.view_as(t) for t in (x, *weights))
+            inputs: list[Any] = [t for t, wanted in zip((x, *weights), (wants_x, *wants), strict=True) if wanted]
             plain = ctx.chain.plain(x, _pairs(weights))
             each = iter(torch.autograd.grad(plain, inputs, grad, create_graph=True))
             grad_x, *grads = [next(each) if wanted else None for wanted in (wants_x, *wants)]
