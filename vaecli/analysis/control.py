@@ -528,10 +528,11 @@ def rows(found: Control) -> list[tuple[str, str, str]]:
         of = r["factor"] + ("" if r["labelled"] else " (no label)")
         table.append(("probe of z0", of, f"linear {r['linear']:.1%}, with a hidden layer {r['nonlinear']:.1%}"))
     for result in found.disentanglement:
-        for name, value in ({} if result.score is None else result.score.values).items():
-            named = result.name if len(result.score.values) == 1 else f"{result.name} {name}"  # type: ignore[union-attr]
+        values = {} if result.score is None else result.score.values
+        for name, value in values.items():
+            named = result.name if len(values) == 1 else f"{result.name} {name}"
             table.append((named, "z0", f"{value:.3f}" if math.isfinite(value) else "not defined"))
-        if result.score is None:
+        if not values:
             table.append((result.name, "z0", result.problem or ""))
     return table
 

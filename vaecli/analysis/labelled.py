@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from vaecli import registry
 from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import label_factors
 from vaecli.models.base import Level, Model, NoLabels, Values
@@ -102,10 +103,9 @@ def sampler(source: Source) -> Sampler:
         return OfDensity(source.model, source.density)
     name = source.model.config.name
     if not blocks(source.model):
-        raise NoLabels(
-            f"{name} has no labels to ask for",
-            "models with labels are semafo-vae, m2, ccvae; or vae density RUN --fit class-normal",
-        )
+        fitted = ", or fit a density of each label: vae density RUN --fit class-normal"
+        more = fitted if "class-normal" in registry.names("density") else ""
+        raise NoLabels(f"{name} has no labels to ask for", f"train a model of labels (vae models){more}")
     return OfModel(source.model)
 
 
