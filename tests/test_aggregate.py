@@ -133,13 +133,13 @@ def test_without_the_prior_s_scale_only_the_gain_judges() -> None:
 # ---------------------------------------------------------------------------------------------------------- information
 
 
-def test_log_mixture_by_brute_force() -> None:
+def test_log_density_by_brute_force() -> None:
     rng = np.random.default_rng(3)
     mean, logvar = rng.normal(3.0, 2.0, size=(700, 4)), rng.normal(-2.0, 1.0, size=(700, 4))
     z = aggregate.draw(mean, logvar, np.arange(0, 700, 7), rng)
     each = -0.5 * ((z[:, None] - mean) ** 2 / np.exp(logvar) + logvar + math.log(2 * math.pi))
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-3)):
-        joint, marginal = aggregate.log_mixture(z, mean, logvar, dtype)
+        joint, marginal = aggregate.log_density(z, mean, logvar, dtype)
         np.testing.assert_allclose(joint, np.log(np.exp(each.sum(axis=2)).mean(axis=1)), atol=tolerance)
         np.testing.assert_allclose(marginal, np.log(np.exp(each).mean(axis=1)), atol=tolerance)
 

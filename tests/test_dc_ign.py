@@ -211,7 +211,9 @@ def test_terms_in_closed_form() -> None:
     assert weights == {"recon": 1.0, "kl": None, "kl_clamped": 3.0, "away": 0.25}
     objective = recon + 3 * expected["kl_clamped"] + 0.25 * away
     assert float(total(terms)[0].detach()) == pytest.approx(objective, rel=1e-9)
-    assert m.kl_weight(m.hyper(0)) == 3.0
+    assert m.kl_weight(m.hyper(0)) is None  # it is the KL of clamped codes that is weighed
+    plain = model(clamp="none", invariance=0.0, beta=3.0)
+    assert plain.kl_weight(plain.hyper(0)) == 3.0
 
 
 def test_a_vae_where_all_is_active() -> None:

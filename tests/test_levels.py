@@ -195,16 +195,15 @@ class Flat(Model):
         return values["u"].reshape(-1, 1, 1, 2)
 
 
-def test_a_bounded_prior_is_gone_through_by_its_quantiles() -> None:
+def test_a_bounded_prior_is_gone_through_from_end_to_end() -> None:
     model = Flat()
     middle = {"u": torch.tensor([[0.5, 3.0]])}
     mover = traversal.movers(model, model.levels)[1]
-    assert traversal.unit(model, middle, mover, None) == "quantiles of the prior"
-    values = traversal.values_of(model, middle, mover, np.array([-30.0, 0.0, 1.0]), None)
-    normal = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
-    assert values.tolist() == pytest.approx([2.0, 3.0, 2.0 + 2.0 * normal])
+    assert traversal.unit(model, middle, mover, None) == "range of the prior"
+    values = traversal.values_of(model, middle, mover, np.array([-3.0, 0.0, 3.0]), None)
+    assert values.tolist() == [2.0, 3.0, 4.0]
     images = traversal.images_along(model, middle, mover, values)
-    np.testing.assert_allclose(images[:, 0, 0], [[0.5, 2.0], [0.5, 3.0], [0.5, 2.0 + 2.0 * normal]], rtol=1e-6)
+    np.testing.assert_allclose(images[:, 0, 0], [[0.5, 2.0], [0.5, 3.0], [0.5, 4.0]], rtol=1e-6)
 
 
 def test_points_are_judged_by_their_variance_with_or_without_likelihood() -> None:
@@ -454,6 +453,17 @@ class Weighted(Model):
 
     def kl_weight(self, hyper: object) -> float | None:
         return self.weight
+
+
+def test_the_variance_law_is_of_objectives_with_a_kl_alone() -> None:
+    """Latents off by 0.5: "not at rest" of a VAE, nothing of a model that adds other terms to the KL."""
+    var_D = torch.full((3,), 0.9, dtype=torch.float64)
+    off = Statistics(1000, torch.zeros(3).double(), var_D, var_D - 0.3, torch.full((3,), 3.0).double(), 50.0, 0.1, 0.1)
+
+    def restless(model: Model | None) -> bool:
+        return any(s.startswith("Not at rest") for s in diagnosis.verdict(off, model=model).sentences)
+
+    assert restless(None) and restless(Weighted(1.0)) and not restless(Weighted(None))
 
 
 def test_advice_speaks_of_beta_only_where_it_weighs_the_kl() -> None:

@@ -120,6 +120,7 @@ def test_pca_is_the_singular_value_decomposition() -> None:
     np.testing.assert_allclose(model.eigenvalue_D, eigenvalues[:4], rtol=1e-6)
     np.testing.assert_allclose(model.variance_D, eigenvalues[:4], rtol=1e-5)
     assert model.explained == pytest.approx(eigenvalues[:4].sum() / eigenvalues.sum(), rel=1e-6)
+    np.testing.assert_allclose(model.importance(), eigenvalues[:4], rtol=1e-5)
     flips = np.sign(vt[np.arange(4), np.abs(vt[:4]).argmax(axis=1)])
     z = codes_of(model, dataset).double().numpy()
     np.testing.assert_allclose(z, centred @ (vt[:4].T * flips), atol=1e-5)
@@ -151,6 +152,10 @@ def test_white_codes(name: str) -> None:
     np.testing.assert_allclose(model.variance_D, np.ones(4), rtol=1e-5)
     np.testing.assert_allclose(model.decode(z), plain.decode(codes_of(plain, dataset)), atol=1e-5)
     assert sign(model.decode_DP).tolist() == [1.0] * 4
+    # Together they carry the same variance of the images, white components each that of its own axis.
+    assert float(model.importance().sum()) == pytest.approx(float(plain.eigenvalue_D.sum()), rel=1e-5)
+    if name == "pca-white":
+        np.testing.assert_allclose(model.importance(), plain.eigenvalue_D, rtol=1e-5)
     # A turn of the whitened principal components.
     turn = fitted("pca-white", dataset, latent_dim=4).decode_DP.double() @ model.encode_PD.double()
     np.testing.assert_allclose(turn @ turn.T, np.eye(4), atol=1e-5)

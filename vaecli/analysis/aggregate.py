@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vaecli.analysis.codes import Array
 from vaecli.device import derive
+from vaecli.objectives.total_correlation import log_mixture
 
 POINTS = 2048  # draws from q(z) over which the information terms are averaged, where the budget allows
 BUDGET = 3e10  # M N D kernel evaluations; a nanosecond each on one core
@@ -208,15 +209,15 @@ def information(mean_ND: Array, logvar_ND: Array, seed: int, advance: Advance = 
     # Hardest in single precision: far from the centre in units of the width, where the squares cancel.
     stretch_M = (np.square(z_MD - mean_ND.mean(axis=0)) * np.exp(-logvar_ND[index_M])).sum(axis=1)
     hard = np.argsort(stretch_M)[-16:]
-    exact_M = np.array([_log_mixture_directly(z_D, mean_ND, logvar_ND) for z_D in z_MD[hard]])
+    exact_M = np.array([_log_density_directly(z_D, mean_ND, logvar_ND) for z_D in z_MD[hard]])
     for dtype in (torch.float32, torch.float64):
-        error = float(np.abs(log_mixture(z_MD[hard], mean_ND, logvar_ND, dtype)[0] - exact_M).max())
+        error = float(np.abs(log_density(z_MD[hard], mean_ND, logvar_ND, dtype)[0] - exact_M).max())
         if error < PRECISION:
             break
     if dtype is torch.float64 and n * points * d > BUDGET / 4:  # four times as slow
         points = max(256, points // 4)
         index_M, z_MD, own_MD = index_M[:points], z_MD[:points], own_MD[:points]
-    joint_M, marginal_MD = log_mixture(z_MD, mean_ND, logvar_ND, dtype, advance)
+    joint_M, marginal_MD = log_density(z_MD, mean_ND, logvar_ND, dtype, advance)
     prior_MD = -0.5 * (np.square(z_MD) + _LOG_2PI)
     kl = sum(_mean_kl(mean_ND[:, i], logvar_ND[:, i]) for i in range(d))
     mi, mi_error = _mean(own_MD.sum(axis=1) - joint_M)
@@ -238,7 +239,7 @@ def _mean(values_M: Array) -> tuple[float, float]:
     return float(values_M.mean()), float(values_M.std(ddof=1) / math.sqrt(len(values_M)))
 
 
-def log_mixture(
+def log_density(
     z_MD: Array, mean_ND: Array, logvar_ND: Array, dtype: torch.dtype = torch.float64, advance: Advance = _quiet
 ) -> tuple[Array, Array]:
     """log q(z), (M,), and log q(z_i) of every latent, (M, D), at M points; float64.
@@ -276,13 +277,11 @@ def log_mixture(
     return (joint_M - math.log(n)).numpy(), marginal_MD.numpy()
 
 
-def _log_mixture_directly(z_D: Array, mean_ND: Array, logvar_ND: Array) -> float:
+def _log_density_directly(z_D: Array, mean_ND: Array, logvar_ND: Array) -> float:
     """log q(z) at one point in float64, from differences that cancel nothing."""
-    exponent_N = np.zeros(len(mean_ND))
-    for i, z in enumerate(z_D):
-        exponent_N -= 0.5 * (np.square((z - mean_ND[:, i]) * np.exp(-0.5 * logvar_ND[:, i])) + logvar_ND[:, i])
-    top = exponent_N.max()
-    return float(top + np.log(np.exp(exponent_N - top).mean()) - 0.5 * len(z_D) * _LOG_2PI)
+    z, mean, logvar = (torch.from_numpy(a) for a in (z_D[None], mean_ND, logvar_ND))
+    weight = torch.full((1, len(mean)), -math.log(len(mean)), dtype=torch.float64)
+    return float(log_mixture(z, mean, logvar, weight)[0])
 
 
 # ---------------------------------------------------------------------------------------------------- distance to prior

@@ -168,8 +168,8 @@ def analyze(
         numbers = {**numbers, **of_model, "inactive": counts, "drawn_from": source.text}
         numbers |= {"leak": _leak(loaded, dataset, stats, seed), "pixel_order": _pixel_order(dataset, seed)}
         numbers["axes"] = axes.measure(loaded.model, dataset.split("train"))
-        if not model.has_likelihood:
-            numbers["law"] = None  # which follows from a KL in what is minimised
+        if not model.has_likelihood or model.kl_weight(hyper) is None:
+            numbers["law"] = None  # which follows from a KL as the one term that weighs on q(z|x)
         latents = _with_columns(latents, {**columns, **more, **rules})
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)

@@ -20,8 +20,8 @@ from vaecli.batch import Batch
 from vaecli.models.base import Model
 
 __all__ = [
-    "VERDICTS", "Evidence", "Verdict", "final_report", "latent_statistics", "limited", "table_rows", "verdict",
-    "warn_while_training",
+    "VERDICTS", "Evidence", "Verdict", "discriminator_wins", "final_report", "latent_statistics", "limited",
+    "table_rows", "verdict", "warn_while_training",
 ]  # fmt: skip
 
 COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
@@ -120,7 +120,9 @@ def verdict(
         more = f", the more so with beta = {beta:g}" if beta > 1 else ""
         need = f"the {factors} factors" if factors and len(names) > factors else "the data"
         sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
-    restless = _law(stats, names) if standard_prior else []
+    # The law is that of an objective in which the KL alone weighs on q(z|x).
+    lawful = model is None or model.kl_weight(hyper or {}) is not None
+    restless = _law(stats, names) if standard_prior and lawful else []
     if partly:
         fix = f"{'Then' if restless else 'First'}, to use more latents: {remedy(known, step)}"
         return Verdict("partly collapsed", [*sentences, *restless, fix])
@@ -303,6 +305,12 @@ def final_report(
         shown.append(table._replace(title=heading or None))
     said = verdict(stats, names, hyper, factors=factors, step=step, model=model)
     return shown, tables.level_texts(stats), said
+
+
+def discriminator_wins(record: Mapping[str, Any]) -> bool:
+    """Whether, in an evaluation of an adversarial model, D knows every image: D(x) above 0.98, D(G) below 0.02."""
+    real, made = record.get("D_real"), record.get("D_made", record.get("D_drawn"))
+    return real is not None and made is not None and real > 0.98 and made < 0.02
 
 
 def _not_finite(stats: Statistics, names: Sequence[str]) -> Verdict | None:

@@ -88,7 +88,7 @@ def of_image(model: Model, x_BCHW: Tensor) -> Values:
 
 def unit(model: Model, middle: Values, mover: Mover, stats: Statistics | None) -> str:
     """What the values of a traversal are multiples of: `` the latent itself, `sd of the codes`, `sd of the prior`; or
-    that they are `quantiles of the prior`, at those of a normal."""
+    that they go over the `range of the prior`."""
     if mover.counted or mover.level.standard:
         return ""
     if mover.level.kind == "point":
@@ -96,7 +96,7 @@ def unit(model: Model, middle: Values, mover: Mover, stats: Statistics | None) -
     p = _prior(model, middle, mover)
     if isinstance(p, distributions.Curved):
         return p.unit
-    return "" if p is None else "quantiles of the prior" if isinstance(p, td.Uniform) else "sd of the prior"
+    return "" if p is None else "range of the prior" if isinstance(p, td.Uniform) else "sd of the prior"
 
 
 def _prior(model: Model, middle: Values, mover: Mover) -> td.Distribution | None:
@@ -117,7 +117,7 @@ def deviation(model: Model, middle: Values, mover: Mover) -> float | None:
 
 def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Statistics | None) -> Tensor:
     """What the latent takes at the values `t_S` of a traversal, (S,), float64: of codes and labels indices, evenly
-    spread; of noise its prior's quantiles at those of a normal; else in the `unit`."""
+    spread; under a uniform prior evenly from its one end to the other, whatever `t_S`; else in the `unit`."""
     t = torch.as_tensor(t_S, dtype=torch.float64)
     level = mover.level
     if mover.counted:
@@ -136,8 +136,7 @@ def values_of(model: Model, middle: Values, mover: Mover, t_S: Array, stats: Sta
         return p.values(mover.column, t)
     if isinstance(p, td.Uniform):
         low, high = (float(v.flatten()[mover.column]) for v in (p.low, p.high))
-        share_S: Tensor = torch.special.ndtr(t)
-        return low + (high - low) * share_S
+        return torch.linspace(low, high, len(t), dtype=torch.float64)
     mean, variance = distributions.moments(p)
     spread = 0.0 if variance is None else math.sqrt(float(variance.flatten()[mover.column]))
     return float(mean.flatten()[mover.column]) + t * spread

@@ -199,7 +199,7 @@ def _traversals(
     t_S = np.linspace(-RANGE, RANGE, STEPS)
     middle, where = traverse.centre(loaded, "prior", analysed.dataset, None, stats)
     devices.seed(analysed.seed, "traverse")
-    rows, units = [], []
+    rows, units, along = [], [], []
     for mover in used:
         values_S = traversal.values_of(model, middle, mover, t_S, stats)
         images_SCHW = traversal.images_along(model, middle, mover, values_S)
@@ -207,6 +207,7 @@ def _traversals(
         steps = "through its values" if mover.counted else ""
         rows.append(html.Traversal(mover.name, [traverse.label_of(stats, mover), factor, steps], images_SCHW))
         units.append(traversal.unit(model, middle, mover, stats))
+        along.append(values_S)
     inactive = len(movers) - len(used)
     order = traverse.order_text(model, stats)
     about = f"Each active latent by itself at the value below, the others at {where}; ordered by {order}."
@@ -223,6 +224,10 @@ def _traversals(
         about += f" Values of {whose('sd of the prior')} are standard deviations from the mode of the prior."
     if traverse.QUANTILES in units:
         about += f" Values of {whose(traverse.QUANTILES)} are quantiles of the prior, at those of a normal."
+    if traverse.WHOLE in units:
+        about += f" {whose(traverse.WHOLE)} goes evenly over the range of its prior."
+        if set(units) == {traverse.WHOLE} and all(torch.equal(v_S, along[0]) for v_S in along):
+            t_S = along[0].numpy()
     unit = " standard deviations" if len(set(units)) == 1 and units[0].startswith("sd") else ""
     return html.Traversals(rows, t_S.tolist(), about, unit)
 

@@ -3,13 +3,14 @@
 import itertools
 import re
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
 from vaecli import data, device, output, presets
-from vaecli.analysis.diagnosis import final_report, warn_while_training
+from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
 from vaecli.config import RunConfig
@@ -22,6 +23,7 @@ from vaecli.training import banner, rundir, session
 from vaecli.training import seeds as several_seeds
 from vaecli.training.stop import Stop
 
+WON = 2_000  # steps for which a discriminator has to know every image before it is said
 DEFAULT_PRESET = "beta-vae-dsprites"
 # What may differ when a run is continued in place; anything else would make it another run.
 MAY_CHANGE = (
@@ -205,8 +207,21 @@ def _result(record: Mapping[str, Any], json: bool) -> None:
 class Judge(session.Judge):
     """What the analysis has to say about a training, while it goes on and at its end."""
 
+    def __init__(self) -> None:
+        self._won_since: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+
     def concern(self, model: Model, record: Mapping[str, Any], config: RunConfig, step: int, last: int) -> str | None:
-        return warn_while_training(record.get("kl_j", ()), step, last, model.hyper(config.train.in_stage(step)), model)
+        hyper = model.hyper(config.train.in_stage(step))
+        found = warn_while_training(record.get("kl_j", ()), step, last, hyper, model)
+        if not discriminator_wins(record):
+            self._won_since.pop(model, None)
+        elif found is None and step - self._won_since.setdefault(model, step) >= WON:
+            found = (
+                f"the discriminator knows every image (D(x) above 0.98, D(G) below 0.02) since step "
+                f"{self._won_since[model]:,}: the generator learns little; spectral norm in the discriminator, "
+                "instance noise, or a lower learning rate for it may help"
+            )
+        return found
 
     def final(
         self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None

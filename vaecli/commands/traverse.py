@@ -25,12 +25,13 @@ from vaecli.training.checkpoint import Loaded
 RANKED_BY = 10_000  # held-out images over which the mean KL is taken
 BATCH = 256
 MUTED = ("inactive", "constant")
-QUANTILES = "quantiles of the prior"
+QUANTILES, WHOLE = "quantiles of the prior", "range of the prior"
 UNITS = {
     "": "latent",
     "sd of the codes": "standard deviations of the code",
     "sd of the prior": "standard deviations of the prior",
     QUANTILES: "quantiles of the prior, at those of a normal",
+    WHOLE: "latent, over the range of the prior",
 }
 
 
@@ -54,7 +55,8 @@ def run(
     Rows are ordered by mean KL, largest first (Burgess et al. 2018, figure 7), level by level; without the data, by
     index. A latent takes the levels below it along. The latents of a deterministic code have no natural scale: theirs
     goes in standard deviations from the mean of the codes; that of a prior that is not N(0, I) in its standard
-    deviations. Codes and labels step through their values. Noise is shown where `level` or `dims` name it.
+    deviations; one under a uniform prior goes from its one end to the other. Codes and labels step through their
+    values. Noise is shown where `level` or `dims` name it.
 
     With `label` (one value a factor; others are drawn) the others stand at the modes of their priors given the labels,
     and what is shown are the levels that labels control, by the standard deviation of their prior; no data are needed.
@@ -100,6 +102,8 @@ def run(
     labels = [label_of(stats, mover, spread.get(mover.name)) for mover in shown]
     heading = _artifact.title(loaded.config.model.name, loaded.info.name, f"step {loaded.step:,}")
     suffix = " sd" if common and units[0].startswith("sd") else ""
+    if common and units[0] == WHOLE and all(torch.equal(v_S, values[0]) for v_S in values):
+        t_S = values[0].numpy()
     texts = [f"{text}{suffix}" for text in _value_texts(t_S)]
     details = [
         label if common or not unit else ", ".join(filter(None, [label, unit]))

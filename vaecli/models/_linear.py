@@ -135,6 +135,11 @@ class LinearModel(Model):
         """Share of the pixels' variance in the components kept, of the images fitted to."""
         return float(self.eigenvalue_D.double().sum() / self.total_variance.double())
 
+    def importance(self) -> Tensor:
+        """The variance of the images that each latent carries, summed over pixels, (D,); of principal components the
+        eigenvalues, scaled or not."""
+        return self.variance_D.double() * self.decode_DP.double().square().sum(dim=1)
+
     def facts(self) -> dict[str, float]:
         return {"explained": self.explained, "total_variance": float(self.total_variance)}
 

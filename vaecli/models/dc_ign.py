@@ -127,8 +127,9 @@ class Model(GaussianVAE):
             "away": Term(0.5 * (away[0] + away[1]), hyper["invariance"], "squared distance"),
         }
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return hyper["beta"]
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        """That of a VAE, where nothing is clamped and no penalty is added."""
+        return hyper["beta"] if self.config.clamp == "none" and hyper["invariance"] == 0 else None
 
     def objective_text(self, hyper: Hyper) -> str:
         weights = f"beta = {hyper['beta']:.4g}, invariance = {hyper['invariance']:.4g}"
