@@ -28,6 +28,21 @@ KINDS = {
     "published": "Published numbers: printed, never judged",
 }
 SHORT_OF = 6  # exit code
+# The papers that the tool set out from, and the rows of what they claim; then what all of it rests on.
+CLAIMS = {
+    "beta-VAE (Higgins et al. 2017)": (
+        "dsprites-pca", "zdiff-factors", "zdiff-pixels", "zdiff-pca", "zdiff-untrained", "higgins-table", "dc-ign",
+        "infogan", "beta-vae-dsprites-net",
+    ),
+    "Balancing reconstruction error and KL (Asperti & Trentin 2020)": (
+        "linear-vae-variance-law", "asperti-law", "asperti-sigma", "asperti-gmm", "two-stage", "rae-gmm",
+    ),
+    "SemafoVAE (Trung Ngo Trong et al. 2022)": ("semafo-control", "semafo-labels"),
+    "linear VAEs, where the optimum is known": (
+        "linear-vae-digits", "linear-vae-mnist", "linear-vae-fashion", "linear-vae-collapse", "pca-linear-vae-axes",
+        "linear-vae-digits-sampled", "linear-vae-mnist-sampled", "linear-vae-collapse-sampled",
+    ),
+}  # fmt: skip
 
 
 def machine() -> str:
@@ -80,6 +95,14 @@ def page(folder: Path) -> str:
         "commands that `presets/reproduce/ROW.yaml` names. A tolerance is the row's own, whatever time there was.",
         "",
     ]
+    lines += ["| of | holds | falls short | not judged | not run |", "|---|---|---|---|---|"]
+    for of, names in CLAIMS.items():
+        cells = {verdict: [] for verdict in (*count, None)}
+        for name in names:
+            verdict = records[name]["verdict"] if name in records else None
+            cells[verdict].append(f"[{name}](#{name})" if verdict else name)
+        lines.append(f"| {of} | {' | '.join(', '.join(found) for found in cells.values())} |")
+    lines.append("")
     for kind, title in KINDS.items():
         names = [name for name, row in known.items() if row.kind == kind]
         if not names:

@@ -66,5 +66,11 @@ def test_page_of_rows(tmp_path: Path) -> None:
     assert "| elbo_5 < elbo_10 by 2 |  |  |  | holds |" in page
     assert "commit abc1234" in page and "digits (scikit-learn)" in page
     assert re.search(r"\| mnist-vae-pytorch \|.*\| not run \(2m\) \|", page)
+    script = (ROOT / "benchmarks" / "reproduce.py").read_text()
+    listed = re.findall(r'"([a-z0-9-]+)"', script.partition("CLAIMS = {")[2].partition("# fmt")[0])
+    assert len(listed) > 20 and not set(listed) - {path.stem for path in (ROOT / "presets/reproduce").glob("*.yaml")}
+    linear = next(line for line in page.splitlines() if line.startswith("| linear VAEs"))
+    assert linear.split(" | ")[1:4] == ["", "[linear-vae-digits](#linear-vae-digits)", ""]
+    assert "linear-vae-mnist, " in linear
     for title in ("Exact", "Re-runs", "Directions", "Published"):
         assert f"## {title}" in page
