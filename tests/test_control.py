@@ -22,7 +22,7 @@ IMAGES = 600
 
 def painter(slip: float = 0.0) -> Model:
     module = registry.load("model", "painter")
-    found: Model = module.Model(module.Config(name="painter", slip=slip), SQUARES.info).eval()
+    found: Model = module.Model(module.Config(name="painter", slip=slip), SQUARES.info).eval().requires_grad_(False)
     return found
 
 

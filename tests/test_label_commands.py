@@ -363,3 +363,20 @@ def test_the_models_with_labels(name: str, vae: Vae) -> None:
         back = intervention.apply(model, new, intervention.Change({0: labelled.labels_of(model, old)[:, 0]}))
         for level in names:  # there and back again: nothing of the noise is lost on the way
             np.testing.assert_allclose(back[level], old[level], rtol=1e-3, atol=1e-3)
+
+
+def test_a_density_of_each_label_makes_any_model_one_of_labels(tiny_run: Path, vae: Vae) -> None:
+    done = vae("density", tiny_run, "--fit", "class-normal", "--set", "factors=[size]", "-q")
+    assert done.code == 0, done.err
+    found = said(vae("sample", tiny_run, "--label", "size=*", "-n", 6, "-o", "a.npz", "--json"))
+    assert [image["asked"] for image in found["images"]] == [{"size": str(i % 3)} for i in range(6)]
+    assert found["read_back"]["model"] is None and set(found["read_back"]["oracle"]) == {"size"}
+    with np.load("a.npz") as stored:
+        assert stored["label_names"].tolist() == ["size"] and "labels" not in stored.files
+    hot = vae("sample", tiny_run, "--label", "size=1", "--temperature", 2, "-o", "b.npz")
+    assert hot.code == 2 and "a density has none" in hot.err
+    control = said(vae("analyze", tiny_run, "--control", "--json"))["control"]
+    assert control["control_accuracy"][0]["factor"] == "size" and control["interventions"] == []
+    assert control["prior_gap"][0]["kl"] is None and control["drawn_from"].startswith("a Gaussian for each size")
+    none = vae("analyze", tiny_run, "--control", "--density", "none")
+    assert none.code == 2 and "has no labels to ask for" in none.err

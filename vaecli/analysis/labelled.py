@@ -13,6 +13,7 @@ from torch import Tensor
 from vaecli import registry
 from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import label_factors
+from vaecli.errors import ConfigError
 from vaecli.models.base import Level, Model, NoLabels, Values
 from vaecli.objectives import distributions
 
@@ -94,6 +95,8 @@ class OfDensity:
         return self.density.text()
 
     def draw(self, labels_BK: Tensor, temperature: float = 1.0) -> Values:
+        if temperature != 1.0:
+            raise ConfigError("a temperature scales the model's own prior, and a density has none")
         return self.model.unflatten(self.density.sample_labelled(labels_BK.cpu()).to(self.model.device))
 
 
