@@ -10,6 +10,7 @@ import torch
 from conftest import Result
 
 from vaecli import densities, registry
+from vaecli.batch import DataInfo
 from vaecli.densities.base import Density
 from vaecli.errors import ConfigError, InputError
 from vaecli.training import checkpoint, stored_density
@@ -18,9 +19,13 @@ COVARIANCE = torch.tensor([[2.0, 0.8, 0.0], [0.8, 1.0, -0.1], [0.0, -0.1, 0.05]]
 MEAN = torch.tensor([1.0, -2.0, 30.0], dtype=torch.float64)
 
 
-def fitted(values: dict[str, object], codes_ND: torch.Tensor) -> Density:
+def fitted(values: dict[str, object], codes_ND: torch.Tensor, labels_NK: torch.Tensor | None = None) -> Density:
     torch.manual_seed(0)
     density = densities.build(densities.parse(values), codes_ND.shape[1])
+    if density.labelled:
+        kind_NK = torch.randint(3, (len(codes_ND), 1)) if labels_NK is None else labels_NK
+        sizes = tuple(kind_NK.amax(dim=0).add(1).tolist())
+        density.told(kind_NK, DataInfo("toy", (1, 2, 2), len(codes_ND), ("kind", "other")[: len(sizes)], sizes))
     density.fit(codes_ND, lambda: False, lambda amount: None)
     return density
 
@@ -79,6 +84,111 @@ def test_mixture_finds_its_components_and_their_density() -> None:
     parts = [density.weight_K[k].log() + log_normal(codes_ND, density.mean_KD[k], covariance_KDD[k]) for k in range(2)]
     exact_B = torch.stack(parts).logsumexp(dim=0)
     torch.testing.assert_close(density.log_prob(codes_ND), exact_B, rtol=1e-9, atol=1e-9)
+
+
+# ---- of labels
+
+
+def of_three_kinds(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of kinds with means and covariances of their own, half of them of kind 2, and the kinds (n, 1)."""
+    generator = torch.Generator().manual_seed(8)
+    kind_N = torch.tensor([0, 1, 2, 2])[torch.randint(4, (n,), generator=generator)]
+    eps_ND = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    spread_K22 = torch.tensor([[[1.0, 0.0], [0.0, 0.2]], [[0.3, 0.0], [0.6, 0.3]], [[0.5, 0.0], [0.0, 0.5]]]).double()
+    mean_K2 = torch.tensor([[-3.0, 0.0], [3.0, 1.0], [0.0, 5.0]]).double()
+    return mean_K2[kind_N] + (spread_K22[kind_N] @ eps_ND[:, :, None])[:, :, 0], kind_N[:, None]
+
+
+def test_class_normal_is_the_maximum_likelihood_fit_of_each_class() -> None:
+    codes_ND, kind_NK = of_three_kinds(600)
+    density = fitted({"name": "class-normal"}, codes_ND, kind_NK)
+    assert density.factors == ("kind",) and density.config.covariance == "own"
+    parts = []
+    for kind in range(3):
+        of_kind = codes_ND[kind_NK[:, 0] == kind]
+        off_ND = of_kind - of_kind.mean(dim=0)
+        share = math.log(len(of_kind) / 600)
+        parts.append(share + log_normal(codes_ND, of_kind.mean(dim=0), off_ND.T @ off_ND / len(of_kind)))
+    exact_B = torch.stack(parts).logsumexp(dim=0)
+    torch.testing.assert_close(density.log_prob(codes_ND), exact_B, rtol=1e-9, atol=1e-9)
+    shared = fitted({"name": "class-normal", "covariance": "shared"}, codes_ND, kind_NK)
+    means = torch.stack([codes_ND[kind_NK[:, 0] == kind].mean(dim=0) for kind in range(3)])
+    off_ND = codes_ND - means[kind_NK[:, 0]]
+    pooled = torch.stack(
+        [
+            math.log(float((kind_NK == kind).double().mean()))
+            + log_normal(codes_ND, means[kind], off_ND.T @ off_ND / 600)
+            for kind in range(3)
+        ]
+    ).logsumexp(dim=0)
+    torch.testing.assert_close(shared.log_prob(codes_ND), pooled, rtol=1e-9, atol=1e-9)
+
+
+def test_class_normal_draws_the_label_asked_for() -> None:
+    codes_ND, kind_NK = of_three_kinds(2000)
+    density = fitted({"name": "class-normal"}, codes_ND, kind_NK)
+    for kind in range(3):
+        torch.manual_seed(9)
+        drawn = density.sample_labelled(torch.full((20_000, 1), kind)).double()
+        of_kind = codes_ND[kind_NK[:, 0] == kind]
+        torch.testing.assert_close(drawn.mean(dim=0), of_kind.mean(dim=0), atol=0.04, rtol=0)
+        torch.testing.assert_close(torch.cov(drawn.T), torch.cov(of_kind.T, correction=0), atol=0.04, rtol=0)
+
+    # The noise is the same whatever is asked for.
+    def noise(asked: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(9)
+        drawn = density.sample_labelled(asked).double()
+        return torch.linalg.solve_triangular(
+            density.factor_MDD[asked[:, 0]], (drawn - density.effect_CD[asked[:, 0]])[:, :, None], upper=False
+        )
+
+    torch.testing.assert_close(noise(torch.tensor([[0], [1]])), noise(torch.tensor([[2], [0]])), atol=1e-5, rtol=1e-4)
+    torch.manual_seed(10)
+    left_open = density.sample_labelled(torch.full((20_000, 1), -1)).double()
+    torch.testing.assert_close(left_open.mean(dim=0), codes_ND.mean(dim=0), atol=0.1, rtol=0)
+    with pytest.raises(InputError, match="labels of kind have 3 values"):
+        density.sample_labelled(torch.tensor([[3]]))
+
+
+def test_class_normal_adds_the_effects_of_several_labels() -> None:
+    """And so draws a combination that no code had."""
+    generator = torch.Generator().manual_seed(11)
+    labels_NK = torch.stack([torch.randint(n, (3000,), generator=generator) for n in (3, 2)], dim=1)
+    labels_NK = labels_NK[~((labels_NK[:, 0] == 2) & (labels_NK[:, 1] == 1))]
+    first, second = torch.tensor([[0.0, 0.0], [4.0, 0.0], [-2.0, 1.0]]).double(), torch.tensor([[0.0, 0.0], [1.0, 7.0]])
+    noise_ND = 0.1 * torch.randn(len(labels_NK), 2, generator=generator, dtype=torch.float64)
+    codes_ND = first[labels_NK[:, 0]] + second.double()[labels_NK[:, 1]] + noise_ND
+    density = fitted({"name": "class-normal"}, codes_ND, labels_NK)
+    drawn = density.sample_labelled(torch.tensor([[2, 1]]).expand(5000, 2)).double()
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([-1.0, 8.0]).double(), atol=0.03, rtol=0)
+    assert density.text() == "a Gaussian for each kind and other, one covariance"
+
+
+def test_class_normal_uses_so_many_labels_class_by_class() -> None:
+    codes_ND, kind_NK = of_three_kinds(600)
+    density = fitted({"name": "class-normal", "labelled": 30}, codes_ND, kind_NK)
+    assert (density.share_C * 30).tolist() == pytest.approx([10, 10, 10])
+    assert density.config.covariance == "own"
+    assert fitted({"name": "class-normal", "labelled": 9}, codes_ND, kind_NK).config.covariance == "shared"
+    for labelled, words in ((2, "no labelled code has kind"), (6, "a class has too few codes for 2 latents")):
+        with pytest.raises(ConfigError, match=words):
+            fitted({"name": "class-normal", "labelled": labelled, "covariance": "own"}, codes_ND, kind_NK)
+    with pytest.raises(ConfigError, match="no factor 'kint' that varies; did you mean 'kind'"):
+        fitted({"name": "class-normal", "factors": ["kint"]}, codes_ND, kind_NK)
+    with pytest.raises(ConfigError, match="fitted to codes with labels, and there are none"):
+        densities.build(densities.parse({"name": "class-normal"}), 2).fit(codes_ND, lambda: False, lambda amount: None)
+
+
+def test_class_normal_is_stored_and_sampled_by_label(vae: Callable[..., Result], tiny_run: Path) -> None:
+    done = vae("density", tiny_run, "--fit", "class-normal", "--set", "factors=[size]", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["settings"]["sizes"] == [3] and facts["settings"]["factors"] == ["size"]
+    found = stored_density.load(Path(facts["checkpoint"]).parent, 3)
+    assert found is not None and found[0].text() == "a Gaussian for each size, its own covariance"
+    assert vae("sample", tiny_run, "-n", 3, "-o", "s.npz").code == 0
+    asked = vae("sample", tiny_run, "--label", "size=2", "-n", 3, "-o", "two.npz")
+    assert asked.code == 0, asked.err
 
 
 def test_second_vae_holds_two_clusters_apart() -> None:

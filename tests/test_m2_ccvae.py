@@ -1,4 +1,4 @@
-"""m2 and ccvae: objectives recomputed in float64 row by row, their bounds against p(x) by brute force, what labels do."""
+"""m2 and ccvae: objectives recomputed in float64 row by row, bounds against p(x) by brute force, what labels do."""
 
 import math
 from functools import cache

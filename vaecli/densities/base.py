@@ -1,10 +1,12 @@
 """What a density on codes is asked for. Shapes: N codes, B draws, D latents."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vaecli.batch import DataInfo
 from vaecli.errors import InputError
 from vaecli.settings.section import Section
 
@@ -16,7 +18,12 @@ class DensityConfig(Section):
 
 
 class Density(nn.Module):
-    """p(z) over D latents; its parameters and buffers are what is saved."""
+    """p(z) over D latents; its parameters and buffers are what is saved.
+
+    `labelled`: whether it is fitted to codes with labels, which it is `told`.
+    """
+
+    labelled: ClassVar[bool] = False
 
     def __init__(self, config: DensityConfig, latents: int) -> None:
         super().__init__()
@@ -24,6 +31,10 @@ class Density(nn.Module):
 
     def check(self, codes: int) -> None:
         """ConfigError where the settings do not fit so many codes, or what fits them is not installed."""
+
+    def told(self, labels_NK: Tensor, info: DataInfo) -> None:
+        """The labels of the codes that it is fitted to next, int64 (N, K), -1 where one is not known. ConfigError where
+        the settings do not fit them."""
 
     def fit(self, codes_ND: Tensor, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
         """Fit to float64 codes. ConfigError as of `check`; `stop()` ends a long fit early.

@@ -51,6 +51,8 @@ def check(config: DensityConfig, model: Model, images: int) -> Density:
     with torch.device("meta"):
         density = densities.build(config, latents(model))
     density.check(min(images, CODES))
+    if density.labelled and not model.info.factor_names:
+        raise ConfigError(f"density {config.name} is fitted to labels, but {model.info.name} has none")
     return density
 
 
@@ -69,6 +71,8 @@ def fit(config: DensityConfig, model: Model, view: SplitView, seed: int, stop: S
         ended = stop.reason is not None
         return ended
 
+    if density.labelled and view.dataset.labels is not None:
+        density.told(view.dataset.labels[view.indices.to(view.dataset.labels.device)][: len(codes_ND)], model.info)
     if stop.signal is None:
         with output.progress("fitting", len(codes_ND)) as advance:
             density.fit(codes_ND, stopped, advance)
