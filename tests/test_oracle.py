@@ -1,4 +1,4 @@
-"""The classifier that images are judged by: what it learns, what it says of itself, whether its cache can be trusted."""
+"""The classifier that images are judged by: what it learns, what it says of itself, and its cache."""
 
 import json
 from pathlib import Path

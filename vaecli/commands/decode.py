@@ -16,7 +16,9 @@ from vaecli.training import checkpoint as checkpoints
 DEFAULT_NAME = "decoded.png"
 
 
-def run(checkpoint: str, codes: str, output: str | None, batch_size: int | None, device: str, force: bool, json: bool) -> None:
+def run(
+    checkpoint: str, codes: str, output: str | None, batch_size: int | None, device: str, force: bool, json: bool
+) -> None:
     """The expected images E[x|z] of the codes in a file (`-`: stdin): a grid (PNG), a folder of PNG files, or `.npz`
     with `images` and `z`.
 

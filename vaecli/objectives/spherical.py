@@ -108,7 +108,8 @@ class Sphere(Space):
 
     def project(self, z_ND: Tensor) -> Tensor:
         """The point of the sphere in the direction of z."""
-        return z_ND / z_ND.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        on_it_ND: Tensor = z_ND / z_ND.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return on_it_ND
 
     def placed(self, z_ND: Tensor, column: int, value_N: Tensor) -> Tensor:
         """The points whose coordinate is that value, the others in their proportion to each other as they were (alike
@@ -136,7 +137,8 @@ class Sphere(Space):
             aside_D[axis] = 1.0
             aside_D = aside_D - a_D[axis] * a_D
         angle_S1 = (t_S * math.atan2(sine, cosine)).unsqueeze(1)
-        return torch.cos(angle_S1) * a_D + torch.sin(angle_S1) * aside_D / aside_D.norm()
+        along_SD: Tensor = torch.cos(angle_S1) * a_D + torch.sin(angle_S1) * aside_D / aside_D.norm()
+        return along_SD
 
 
 # ------------------------------------------------------------------------------------------------------- distributions
@@ -168,7 +170,8 @@ class UniformOnSphere(Curved):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         z = torch.randn(*sample_shape, self.n, self.d, device=self.device)
-        return z / z.norm(dim=-1, keepdim=True)
+        direction: Tensor = z / z.norm(dim=-1, keepdim=True)
+        return direction
 
     def tempered(self, temperature: float) -> Tensor:
         """A draw: flat at any temperature."""
@@ -246,7 +249,8 @@ class VonMisesFisher(Curved):
         across_BD = noise_BD - (noise_BD * self.mu_BD).sum(dim=1, keepdim=True) * self.mu_BD
         across_BD = across_BD / across_BD.norm(dim=1, keepdim=True).clamp(min=1e-30)
         cosine_B1, sine_B1 = torch.cos(angle_B).unsqueeze(1), torch.sin(angle_B).unsqueeze(1)
-        return cosine_B1 * self.mu_BD + sine_B1 * across_BD
+        drawn_BD: Tensor = cosine_B1 * self.mu_BD + sine_B1 * across_BD
+        return drawn_BD
 
     def _angle(self) -> Tensor:
         """Between mu and a draw, (B,): Wood's rejection sampler (1994; Davidson et al., algorithm 1), all proposals at
