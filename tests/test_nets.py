@@ -52,6 +52,24 @@ COUNTS: list[tuple[Any, tuple[int, int, int], int, int]] = [
         conv(3, 3, 4, 4, 4) + conv(3, 4, 8, 8, 8) + conv(3, 8, 16, 16, 16) + linear(96, 20),
         linear(10, 96) + conv(3, 16, 16, 16, 8, 8, 8, 4, 4, 4, 3),
     ),
+    (
+        "semafo",
+        (1, 28, 28),
+        conv(5, 1, 32, 32, 64, 64) + linear(7 * 7 * 64, 196, 20),
+        linear(10, 196) + conv(5, 4, 64, 64, 32, 32) + conv(1, 32, 1),
+    ),
+    (
+        "semafo",
+        (1, 64, 64),
+        conv(4, 1, 32, 32, 64, 64) + linear(4 * 4 * 64, 128, 20),
+        linear(10, 128) + conv(4, 8, 64, 64, 32, 32) + conv(1, 32, 1),
+    ),
+    (
+        {"name": "semafo", "width": 16},
+        (3, 64, 64),
+        conv(4, 3, 16, 16, 32, 32) + linear(4 * 4 * 32, 256, 20),
+        linear(10, 256) + conv(4, 16, 32, 32, 16, 16) + conv(1, 16, 3),
+    ),
 ]
 
 
@@ -75,6 +93,9 @@ def test_parameter_counts(written: Any, shape: tuple[int, int, int], encoder_cou
         ({"name": "resnet", "width": 4, "blocks": 2}, (3, 37, 18)),
         ({"name": "resnet", "width": 4}, (5, 1, 33)),
         ({"name": "resnet", "width": 4}, (1, 1, 1)),
+        ({"name": "semafo", "width": 4}, (1, 28, 28)),
+        ({"name": "semafo", "width": 4}, (3, 12, 20)),
+        ({"name": "semafo", "width": 4}, (3, 64, 80)),
     ],
 )
 def test_outputs_are_finite_and_every_parameter_gets_a_gradient(written: Any, shape: tuple[int, int, int]) -> None:
@@ -183,6 +204,32 @@ def test_keras_net_is_that_of_its_example() -> None:
     assert 0.8 * limit < encoder[-1].weight.abs().max() <= limit
 
 
+def test_semafo_halves_as_published_and_sees_images_around_zero() -> None:
+    """28x28: every other layer of kernel 5 halves; 64x64: every one of kernel 4. He-normal, biases 0, but for the last
+    layer of the encoder, which has PyTorch's own start; ELU after every convolution but the last."""
+    for side, maps in ((28, [28, 14, 14, 7]), (64, [32, 16, 8, 4])):
+        encoder, decoder = build("semafo", (1, side, side))
+        x, seen = torch.rand(2, 1, side, side), []
+        h = encoder[0](x)
+        torch.testing.assert_close(h, 2 * x - 1)
+        for layer in encoder[1:9]:
+            h = layer(h)
+            seen += [h.shape[2]] if isinstance(layer, nn.ELU) else []
+        assert seen == maps
+        sides, h = [], torch.randn(2, 10)
+        for layer in decoder:
+            h = layer(h)
+            sides += [h.shape[2]] if isinstance(layer, nn.ELU) else []
+        assert sides == ([14, 14, 28, 28] if side == 28 else [8, 16, 32, 64])
+        assert [type(m) for m in encoder if isinstance(m, (nn.ELU, nn.ReLU))] == [nn.ELU] * 4
+        for part in (*encoder[:-1], *decoder):
+            if hasattr(part, "weight"):
+                fan_in = part.weight[0].numel()
+                assert part.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.12)
+                assert not part.bias.any()
+        assert encoder[-1].weight.abs().max() <= 1 / math.sqrt(encoder[-1].in_features)
+
+
 def test_resnet_blocks_add_to_what_passes_through() -> None:
     encoder, _ = build({"name": "resnet", "width": 4}, (3, 4, 4))
     first, block = encoder[0], encoder[1]
@@ -202,6 +249,8 @@ def test_resnet_blocks_add_to_what_passes_through() -> None:
         ("burgess", (1, 64, 32), "64x64 or 32x32"),
         ("locatello", (3, 32, 32), "64x64"),
         ("keras", (1, 30, 28), "halves images twice"),
+        ("semafo", (1, 30, 28), "multiples of 4"),
+        ("semafo", (1, 28, 100), "multiples of 16 from 64 pixels on"),
     ],
 )
 def test_a_wrong_size_names_the_net_both_sizes_and_the_remedy(name: str, shape: Any, wanted: str) -> None:
@@ -231,7 +280,7 @@ def test_unusable_sections_are_refused(written: Any) -> None:
         READ.validate_python(written)
 
 
-@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "keras", "mlp", "resnet"])
+@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "keras", "mlp", "resnet", "semafo"])
 def test_shorthand_is_the_section_and_reads_back(written: str) -> None:
     section = READ.validate_python(written)
     assert section == READ.validate_python({"name": written})
