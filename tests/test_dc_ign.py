@@ -19,7 +19,7 @@ from vaecli.data import squares
 from vaecli.errors import ConfigError
 from vaecli.models import dc_ign, vae
 from vaecli.models.base import total
-from vaecli.nets import pooling
+from vaecli.nets import coders
 
 SPRITES = DataInfo(
     "sprites",
@@ -294,7 +294,7 @@ def test_batches_vary_one_factor_as_often_as_its_ratio() -> None:
 
 def test_pooling_net_is_the_tables() -> None:
     """Weights and multiply-adds of the row: 102.7 million a 64x64 image, both ways."""
-    encoder, decoder = pooling.build(pooling.PoolingConfig(), (1, 64, 64), 20, 10)
+    encoder, decoder = coders.build(coders.PoolingConfig(), (1, 64, 64), 20, 10)
     shapes = [tuple(p.shape) for net in (encoder, decoder) for p in net.parameters() if p.dim() > 1]
     assert shapes == [
         (96, 1, 3, 3), (48, 96, 3, 3), (48, 48, 3, 3), (20, 3072),
@@ -314,7 +314,7 @@ def test_pooling_net_is_the_tables() -> None:
     layers = [(96, 64), (96 * 48, 32), (48 * 48, 16), (48 * 48, 16), (48 * 96, 32), (96, 64)]  # maps in x out, side
     assert count == sum(9 * maps * side**2 for maps, side in layers) + 3072 * (20 + 10)
     with pytest.raises(ConfigError, match="halves images 3 times, but the data has 28x28"):
-        pooling.build(pooling.PoolingConfig(), (1, 28, 28), 20, 10)
+        coders.build(coders.PoolingConfig(), (1, 28, 28), 20, 10)
 
 
 @pytest.mark.parametrize("preset", ["dc-ign-dsprites", "dc-ign-dsprites-small"])

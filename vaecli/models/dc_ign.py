@@ -12,19 +12,17 @@ On images whose labels are not known (held-out ones, and whatever is encoded) no
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import OneFactorVaries, Order
 from vaecli.errors import ConfigError
-from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Term
-from vaecli.models.base import Model as Base
-from vaecli.nets import coders, pooling, semafo
-from vaecli.objectives import likelihoods, terms
+from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Term
+from vaecli.objectives import terms
 from vaecli.registry import nearest
 from vaecli.settings.schedules import Weight
 from vaecli.settings.section import NonNegative, Width
@@ -48,18 +46,6 @@ class Config(NetConfig):
     clamp: Literal["mean", "first", "none"] = "mean"
     invariance: Weight = 0.01
     beta: Weight = 1.0
-    # The nets of all models, and one more.
-    net: Annotated[
-        pooling.PoolingConfig
-        | coders.HigginsFcConfig
-        | coders.BurgessConfig
-        | coders.LocatelloConfig
-        | coders.MlpConfig
-        | coders.ResnetConfig
-        | semafo.SemafoConfig,
-        Field(discriminator="name"),
-        BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
-    ] = coders.MlpConfig()  # type: ignore[assignment]
 
 
 class Model(GaussianVAE):
@@ -71,14 +57,7 @@ class Model(GaussianVAE):
     batch_dependent = True
 
     def __init__(self, config: Config, info: DataInfo) -> None:
-        Base.__init__(self, config, info)  # not that of a NetModel, which knows one net less
-        self.levels = (Level("z", (config.latent_dim,), standard=True),)
-        n_out, n_in = self.outputs_per_latent * config.latent_dim, config.latent_dim
-        if isinstance(config.net, pooling.PoolingConfig):
-            self.encoder, self.decoder = pooling.build(config.net, info.shape, n_out, n_in)
-        else:
-            self.encoder, self.decoder = coders.build(config.net, info.shape, n_out, n_in)
-        self.likelihood = likelihoods.build(config.likelihood)
+        super().__init__(config, info)
         self.latents = latents_of_factors(config, info)
         of_KD = torch.zeros(len(info.factor_names), config.latent_dim, dtype=torch.bool)
         for factor, latents in self.latents.items():

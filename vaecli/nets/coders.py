@@ -56,6 +56,18 @@ class MlpConfig(Section):
     activation: Literal["relu", "tanh", "elu", "silu", "leaky-relu", "softplus"] = "relu"
 
 
+class PoolingConfig(Section):
+    """The net of DC-IGN (Kulkarni et al. 2015, figure 1), with the kernels and widths that Higgins et al. 2017 give it
+    for 2D shapes (table 1): 3x3 convolutions, each followed by 2x2 pooling and ReLU; the decoder resizes to twice the
+    size before each.
+
+    `widths` are the encoder's channels, reversed in the decoder. Sides must be multiples of 2 for each of them.
+    """
+
+    name: Literal["pooling"] = "pooling"
+    widths: list[Width] = Field(default=[96, 48, 48], min_length=1, max_length=8)
+
+
 class ResnetConfig(Section):
     """Residual convolutions for any size, square or not.
 
@@ -74,7 +86,14 @@ def _expand(value: Any) -> Any:
 
 
 NetConfig = Annotated[
-    HigginsFcConfig | BurgessConfig | LocatelloConfig | KerasConfig | MlpConfig | ResnetConfig | semafo.SemafoConfig,
+    HigginsFcConfig
+    | BurgessConfig
+    | LocatelloConfig
+    | KerasConfig
+    | MlpConfig
+    | PoolingConfig
+    | ResnetConfig
+    | semafo.SemafoConfig,
     Field(discriminator="name"),
     BeforeValidator(_expand),
 ]
@@ -96,6 +115,8 @@ def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
         return _mlp(config, shape, n_out, latent_dim)
     if isinstance(config, semafo.SemafoConfig):
         return semafo.build(config, shape, n_out, latent_dim)
+    if isinstance(config, PoolingConfig):
+        return _pooling(config, shape, n_out, latent_dim)
     return _resnet(config, shape, n_out, latent_dim)
 
 
@@ -226,6 +247,24 @@ def _mlp(config: MlpConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
     encoder = [nn.Flatten(), *_dense(up, activation), nn.Linear(up[-1], n_out)]
     decoder = [*_dense(down, activation), nn.Linear(down[-1], _values(shape)), nn.Unflatten(1, shape)]
     return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+def _pooling(config: PoolingConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
+    channels, height, width = shape
+    smallest = 2 ** len(config.widths)
+    if height % smallest or width % smallest:
+        raise ConfigError(
+            f"net 'pooling' halves images {len(config.widths)} times, but the data has {height}x{width}",
+            hint=f"set data.image_size to a multiple of {smallest}, or model.net to mlp or resnet",
+        )
+    inner = (config.widths[-1], height // smallest, width // smallest)
+    encoder: list[nn.Module] = []
+    for n_in, n_maps in pairwise([channels, *config.widths]):
+        encoder += [nn.Conv2d(n_in, n_maps, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
+    decoder: list[nn.Module] = [nn.Linear(latent_dim, _values(inner)), nn.ReLU(), nn.Unflatten(1, inner)]
+    for n_in, n_maps in pairwise([*reversed(config.widths), channels]):
+        decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(n_in, n_maps, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*encoder, nn.Flatten(), nn.Linear(_values(inner), n_out)), nn.Sequential(*decoder[:-1])
 
 
 class _Block(nn.Module):
