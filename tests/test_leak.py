@@ -44,6 +44,7 @@ def test_factors_leak_nothing(vae: Callable[..., Result]) -> None:
     for d, (factor, size) in enumerate(SIZES.items()):
         variance_K = found["variance"][f"z{d}"]
         assert leak.spill(variance_K) == (d, 0.0), factor
+        assert found["next"][f"z{d}"] == 0.0
         even = (size**2 - 1) / 12 / (size - 1) ** 2
         assert variance_K[d] == pytest.approx(0.95 * even, rel=0.1)
     made = vae("report", "runs/f", "--metrics", "none", "-o", "r.html")

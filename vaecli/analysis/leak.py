@@ -20,8 +20,9 @@ GROUPS, SIZE = 50, 20  # of each factor, and images in each
 def table(
     encode: Callable[[Tensor], Tensor], labels_NK: Tensor, factors: Sequence[str], names: Sequence[str], seed: int = 0
 ) -> dict[str, Any] | None:
-    """`leak` with its names and settings, for records: `variance[latent][factor]` of the factors that vary. None where
-    fewer than two do, a label is not known, or no two images differ in a factor alone."""
+    """`leak` with its names and settings, for records: by latent the variances in the order of `factors`, those that
+    vary, and the next as a share of the most (`spill`). None where fewer than two vary, a label is not known, or no two
+    images differ in a factor alone."""
     varying = [k for k in range(len(factors)) if int(labels_NK[:, k].max()) > int(labels_NK[:, k].min())]
     if len(varying) < 2:
         return None
@@ -29,11 +30,13 @@ def table(
         found_KD = leak(encode, labels_NK[:, varying], seed)
     except ConfigError:
         return None
+    variance = dict(zip(names, found_KD.T.tolist(), strict=True))
     return {
         "factors": [factors[k] for k in varying],
         "groups": GROUPS,
         "size": SIZE,
-        "variance": dict(zip(names, found_KD.T.tolist(), strict=True)),
+        "variance": variance,
+        "next": {name: spill(variance_K)[1] for name, variance_K in variance.items()},
     }
 
 

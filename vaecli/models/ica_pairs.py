@@ -2,8 +2,9 @@
 
 Higgins et al. 2017, "beta-VAE", appendix: FastICA of all whitened images did not fit into their memory, so it was
 fitted to two of the three shapes of dSprites at a time, and the three scores were averaged. A run leaves out one value
-(`left_out`: 0, 1, 2); the paper's row is three runs, each scored on the images that it was fitted to. `ica`, which is
-fitted to all images, replaces it but for reproducing that row.
+(`left_out`: 0, 1, 2); the paper's row is three runs, each scored on the images that it was fitted to: with `ica` and
+-S 'data.exclude={shape: heart}' -S data.holdout=0 these are the split `train` (`vae analyze RUN --split train`), while
+here `all` holds the images left out, too. `ica` alone, fitted to all images, replaces both but for that row.
 """
 
 from typing import Any, ClassVar, Literal
