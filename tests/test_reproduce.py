@@ -58,7 +58,7 @@ def test_a_row_is_trained_measured_and_judged(row: Callable[..., None], vae: Cal
     done = vae("reproduce", "squares", "--seeds", "0-1", "-o", "runs", "--json", "-q")
     assert done.code == 0, done.err
     (record,) = json.loads(done.out)["rows"]
-    assert record["verdict"] == "holds" and record["seeds"] == [0, 1]
+    assert record["verdict"] == "holds" and record["seeds"] == [0, 1] and record["found_again"] == 0
     assert record["obtained"]["latents"] == {"mean": 3.0, "sd": 0.0, "values": [3.0, 3.0]}
     assert record["obtained"]["minus"]["mean"] == -3.0 and "first" in record["obtained"]
     first, second = sorted(Path("runs").iterdir())
@@ -96,15 +96,15 @@ def test_a_budget_leaves_a_row_not_judged(row: Callable[..., None], vae: Callabl
 
 
 def test_a_run_cut_short_is_gone_on_with_and_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
-    row(steps=20_000)
+    row(steps=4_000)
     cut = vae("reproduce", "squares", "-o", "runs", "--budget", "0.2s", "--json", "-q")
     (record,) = json.loads(cut.out)["rows"]
     assert cut.code == 0 and record["verdict"] == "not judged" and not record["complete"]
     assert record["command"] == "vae reproduce squares --budget 0.2s"
     (run,) = Path("runs").iterdir()
     reached = max(int(line["step"]) for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
-    assert reached < 20_000
-    row(steps=20_000)
+    assert reached < 4_000
+    row(steps=4_000)
     assert "not judged" in vae("reproduce", "squares", "-o", "runs", "--budget", "0.2s").out  # nor by what holds
     done = vae("reproduce", "squares", "-o", "runs", "--json")
     assert done.code == 0 and json.loads(done.out)["rows"][0]["verdict"] == "holds"
@@ -182,6 +182,7 @@ def test_seeds_together_texts_and_what_is_derived(
     path.with_name("other.yaml").write_text(SEVERAL.replace("HASH", "0" * 64))
     before = len(list(Path("runs").iterdir()))
     other = reproduce._reproduce(rows.load("other"), [0], None, Path("runs"))
+    assert other["found_again"] == 2 and record["found_again"] == 0
     assert other["verdict"] == "falls short" and [c["holds"] for c in other["checks"][:2]] == [False, True]
     assert len(list(Path("runs").iterdir())) == before == 6
 
@@ -194,7 +195,7 @@ def test_ranks_share_equal_places() -> None:
 
 
 def test_a_published_row_is_measured_and_not_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
-    row(kind="published", judge="[]", text=ROW + "print: {{latents: 7}}\n")
+    row(kind="published", judge="  []", text=ROW + "print: {{latents: 7}}\n")
     done = vae("reproduce", "squares", "-o", "runs", "-q")
     assert done.code == 0 and "squares\tlatents\t7\t\t3\t" in done.out
     assert vae("reproduce", "--list", "--published").out.splitlines()[1].split("\t") == [
