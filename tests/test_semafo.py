@@ -794,6 +794,7 @@ def test_the_command_trains_with_few_labels_and_says_so(vae: Callable[..., Resul
     line += ["-S", "model.net={name: mlp, hidden: [16]}", "--latent-dim", 4, "--runs-dir", "runs", "--name", "r"]
     done = vae(*line, "--steps", 20, "-S", "train.log_every=1", "-S", "model.warm_up=10")
     assert done.code == 0, done.err
+    assert "that of the untrained model" not in done.err  # the loss grows when all of it comes in
     assert "labels of digit, relaxed at 0.5" in done.err and "10 latents u + labels 10 + 4 latents z0" in done.err
     records = [json.loads(text) for text in Path("runs/r/metrics.jsonl").read_text().splitlines()]
     train = [record for record in records if record["kind"] == "train"]
