@@ -92,7 +92,8 @@ def page(folder: Path) -> str:
         "",
         f"Of {len(known)} rows {len(records)} were run: {count[reproduce.HOLDS]} hold, {count[reproduce.SHORT]} fall "
         f"short, {count[reproduce.OPEN]} are not judged. Each is repeated by `vae reproduce ROW`, or by hand by the "
-        "commands that `presets/reproduce/ROW.yaml` names. A tolerance is the row's own, whatever time there was.",
+        "commands that `presets/reproduce/ROW.yaml` names. A tolerance is the row's own, whatever time there was. "
+        "Seconds are with all trainings; there are none where runs of before were found again.",
         "",
     ]
     lines += ["| of | holds | falls short | not judged | not run |", "|---|---|---|---|---|"]
@@ -116,7 +117,7 @@ def page(folder: Path) -> str:
             if record is None and kind == "published":
                 verdict = f"{len(row.published)} numbers: `vae reproduce --list --published`"
             seeds = "" if record is None else len(record["seeds"])
-            seconds = "" if record is None else f"{record['seconds']:,.0f}"
+            seconds = "" if record is None or record.get("found_again") else f"{record['seconds']:,.0f}"
             lines.append(f"| {link} | {row.summary} | {verdict} | {seeds} | {seconds} |")
         lines.append("")
     lines += ["## The numbers", ""]

@@ -96,6 +96,7 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
     started = time.monotonic()
     values: dict[str, list[Value]] = {key: [] for key in row.measure}
     answers: dict[str, Any] = {}
+    there = {path.parent.name for path in parent.glob("*/run.json")}
     trained = [_train(row, seed, budget, parent) for seed in seeds]
     for seed, (runs, _) in zip(seeds, trained, strict=True):
         others = {f"{key}:all": [before[key] for before, _ in trained] for key in runs}
@@ -124,6 +125,7 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
             "metrics": _metric_settings(answers),
         },
         "data": _data(answers), "seconds": round(time.monotonic() - started, 1),
+        "found_again": sum(Path(run).name in there for runs, _ in trained for run in runs.values()),
         "versions": {"vae": __version__, "python": platform.python_version(), **_versions()},
     }  # fmt: skip
 
