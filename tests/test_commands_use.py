@@ -85,7 +85,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixels:
     dataset = Dataset(net.info, store, None, splits)
     config = SimpleNamespace(model=net.config, data=None, train=TrainConfig())
     loaded = Loaded(net, net.info, config, 5000, Path("run/model.safetensors"))  # type: ignore[arg-type]
-    monkeypatch.setattr(checkpoint, "load", lambda path, device: loaded)
+    monkeypatch.setattr(checkpoint, "load", lambda path, device, data_at=None: loaded)
     monkeypatch.setattr(data, "load", lambda config, trained_on=None: dataset)
     return net
 
@@ -381,7 +381,7 @@ def test_nothing_is_overwritten_without_force(model: Pixels) -> None:
 
 def test_overwriting_is_refused_before_the_work(model: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("samples.png").write_text("mine")
-    monkeypatch.setattr(checkpoint, "load", lambda path, device: pytest.fail("loaded in vain"))
+    monkeypatch.setattr(checkpoint, "load", lambda path, device, data_at=None: pytest.fail("loaded in vain"))
     with pytest.raises(ConfigError, match="exists already"):
         sample.run("run", 4, None, temperature=1.0, json=False, **COMMON)
 

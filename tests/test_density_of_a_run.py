@@ -70,7 +70,7 @@ def test_it_is_in_the_configuration_and_older_ones_load(vae: Callable[..., Resul
         ("rae", "mixtur", "density.name: no density is called 'mixtur'; did you mean 'mixture'?"),
         ("rae", "{name: mixture, components: 0}", "density.components: "),
         ("rae", "{name: mixture, component: 3}", "density.component: no such option; did you mean 'components'?"),
-        ("rae", "{components: 3}", "density.name: which density? There are: mixture, normal, vae"),
+        ("rae", "{components: 3}", "density.name: which density? There are: class-normal, mixture, normal, vae"),
         ("qlae", "normal", "qlae has no codes of numbers to fit a density to"),
         ("infogan", "normal", "infogan has no codes of numbers to fit a density to"),
     ],

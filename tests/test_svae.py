@@ -315,7 +315,7 @@ def test_latents_stay_on_the_sphere_through_the_commands(vae: Callable[..., Resu
     )
     assert vae("encode", "runs/r", "-o", "c.npz").code == 0
     assert "logvar" not in np.load("c.npz")
-    analysis = vae("analyze", "runs/r", "--json", "--diagnosis")
+    analysis = vae("analyze", "runs/r", "--json", "--diagnosis", "--split", "all")
     assert analysis.code == 0, analysis.err
     found = json.loads(analysis.out)
     assert found["diagnosis"]["law"] is None and found["diagnosis"]["moment_kl"] is None

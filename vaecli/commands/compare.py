@@ -3,6 +3,7 @@
 import hashlib
 import json as json_format
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -108,6 +109,8 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
     problems: list[InputError] = []
     unusable: list[str] = []
     for given in paths:
+        if not os.path.lexists(given):
+            checkpoints.resolve(given)  # which is an error: a slip of the hand, and no run that has not saved yet
         try:
             file = checkpoints.resolve(given)
             metadata = checkpoints.read_header(file)[0]
