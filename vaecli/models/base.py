@@ -139,7 +139,6 @@ class Model(nn.Module):
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
-    `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
     `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
     `origin`           of weights that training started from: `path`, `sha256` and `step`; None from scratch.
     """
@@ -157,7 +156,6 @@ class Model(nn.Module):
         self.info = info
         self.levels: tuple[Level, ...] = ()
         self.precision: Precision = "fp32"
-        self.settled = 0
         self.settled = 0
         self.origin: dict[str, Any] | None = None
 
