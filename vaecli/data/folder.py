@@ -1,10 +1,10 @@
 """A folder of image files, sub-folders included: png, jpg, bmp, webp, gif, tif; sub-folder names are class labels.
 
-What becomes of an image, in this order: the first frame; turned upright by its EXIF tag; transparency laid over white;
-more than 8 bits and floats to bytes, by the range of their values (see `_range`); palette, CMYK and the like to RGB;
-three channels to one by the luma 0.299 R + 0.587 G + 0.114 B; with `image_size`, cropped at the centre to that aspect
-and resized (bicubic, antialiased). Hidden files are skipped and links to folders not followed. Images are decoded once
-(those whose range is not that of their type, twice) and stay in memory.
+What becomes of an image, in this order: the first frame, or each (`frames`); turned upright by its EXIF tag;
+transparency laid over white; more than 8 bits and floats to bytes, by the range of their values (see `_range`);
+palette, CMYK and the like to RGB; three channels to one by the luma 0.299 R + 0.587 G + 0.114 B; with `image_size`,
+cropped at the centre to that aspect and resized (bicubic, antialiased). Hidden files are skipped and links to folders
+not followed. Images are decoded once (those whose range is not that of their type, twice) and stay in memory.
 
 Where the first folders are called train, val and test, they are the parts of the set, and the classes are below them.
 What is left out (frames, files of other kinds, what a crop cuts off) is said.
@@ -20,9 +20,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -82,12 +82,14 @@ class Config(_range.RangeConfig):
     """`image_size`: a square's side or [height, width]; null where all images have one size already.
 
     `channels`: 1 or 3; null for 1 where all images are grey, else 3. `on_bad_image`: `error`, or `skip` to go without.
+    `frames`: of files that hold several (GIF, APNG, WebP, stacks of TIFF), the `first`, or `all`, images of their own.
     """
 
     path: str
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     channels: Literal[1, 3] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
+    frames: Literal["first", "all"] = "first"
 
 
 def load(config: Config) -> Dataset:
@@ -99,30 +101,36 @@ def load(config: Config) -> Dataset:
     paths, sizes = _find(root), []
     if parts := _parts(root, paths):
         paths.sort(key=parts.__getitem__)
-    if config.image_size is None:
-        read = list(_read(config, "scanning images", paths, read_header, size=256, enough=4000))
-        paths, sizes = [path for path, _ in read], [size for _, (size, _) in read]
-        grey = all(mode in _GREY for _, (_, mode) in read)
+    n = len(paths)
+    if config.image_size is None or config.frames == "all":
+        survey = partial(_survey, count=config.frames == "all")
+        read = list(_read(config, "scanning images", paths, survey, size=256, enough=4000))
+        paths, sizes = [path for path, _ in read], [size for _, (size, _, _) in read]
+        grey = all(mode in _GREY for _, (_, mode, _) in read)
+        n = sum(frames for _, (_, _, frames) in read)
     else:
         grey = config.channels is None and all(map(_is_grey, paths))  # the first that is not ends it
     channels = config.channels or (1 if grey else 3)
     height, width = _target_size(config, root, sizes)
     size = channels * height * width
-    what = f"{root}: {len(paths):,} images of {channels}x{height}x{width}"
-    require_memory(len(paths) * size, what, "set a smaller data.image_size")
-    images_NCHW = np.empty((len(paths), channels, height, width), np.uint8)
+    what = f"{root}: {n:,} images of {channels}x{height}x{width}"
+    require_memory(n * size, what, "set a smaller data.image_size")
+    images_NCHW = np.empty((n, channels, height, width), np.uint8)
     good: list[str] = []
     facts: list[Facts] = []
+    starts = [0]  # of each file's frames among the images, and the end of the last
 
     def decoded(paths: list[str], wanted: _range.Wanted) -> Iterator[tuple[str, tuple[Array, Facts]]]:
-        decode = partial(_decode, channels=channels, height=height, width=width, wanted=wanted)
+        every = config.frames == "all"
+        decode = partial(_decode, channels=channels, height=height, width=width, wanted=wanted, every=every)
         return _read(config, "decoding images", paths, decode, size, enough=250)
 
-    for path, (image_CHW, fact) in decoded(paths, config.range):
-        images_NCHW[len(good)] = image_CHW
+    for path, (frames_FCHW, fact) in decoded(paths, config.range):
+        starts.append(starts[-1] + len(frames_FCHW))
+        images_NCHW[starts[-2] : starts[-1]] = frames_FCHW
         good.append(path)
         facts.append(fact)
-    images_NCHW = images_NCHW[: len(good)]
+    images_NCHW = images_NCHW[: starts[-1]]
     extents = _extents(facts)
     ranges = _range.find(config.range, extents)
     # What is asked for is known at once, but what is to be found only now.
@@ -132,10 +140,15 @@ def load(config: Config) -> Dataset:
         if ranges[fact.kind] != _range.at_first(config.range, fact.kind)
     }
     if other:
-        for path, (image_CHW, _) in decoded(list(other), ranges):
-            images_NCHW[other[path]] = image_CHW
+        for path, (frames_FCHW, _) in decoded(list(other), ranges):
+            images_NCHW[starts[other[path]] : starts[other[path] + 1]] = frames_FCHW
     _range.say(root, config.range, ranges, extents)
-    _say_left_out(root, good, facts, height, width)
+    _say_left_out(root, good, facts, height, width, config.frames == "all")
+    files = [os.path.relpath(path, root) for path in good]
+    if config.frames == "all":
+        counts_F = [end - start for start, end in pairwise(starts)]
+        files = [f"{name}[{i}]" if n > 1 else name for name, n in zip(files, counts_F, strict=True) for i in range(n)]
+        good = [path for path, n in zip(good, counts_F, strict=True) for _ in range(n)]
     labels_NK, classes = _classes(root, good, depth=1 if parts else 0)
     counts = Counter(parts[path] for path in good) if parts else Counter()
     if parts and not counts[0]:
@@ -151,7 +164,7 @@ def load(config: Config) -> Dataset:
         binary=binary,
         source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
         content_N=content_keys(images_NCHW),
-        files=[os.path.relpath(path, root) for path in good],
+        files=files,
         val=counts[1],
         test=counts[2],
     )
@@ -295,6 +308,11 @@ _ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 def read_header(path: str) -> tuple[tuple[int, int], str]:
     """Upright (height, width) and mode, without decoding."""
+    return _survey(path)[:2]
+
+
+def _survey(path: str, count: bool = False) -> tuple[tuple[int, int], str, int]:
+    """The same, and the number of frames if they are to be counted."""
     with _open(path) as image:
         # A PNG whose header has no orientation would be decoded as a whole to look for one behind the pixels.
         told = image.format != "PNG" or not image.info.keys().isdisjoint(_ORIENTED)
@@ -302,7 +320,8 @@ def read_header(path: str) -> tuple[tuple[int, int], str]:
         width, height = image.size
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size some versions of Pillow turn by themselves
             width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-        return (width, height) if turned else (height, width), _mode(image)
+        size = (width, height) if turned else (height, width)
+        return size, _mode(image), _frames(image) if count else 1
 
 
 def _mode(image: Image.Image) -> str:
@@ -343,7 +362,9 @@ def read_pixels(path: str, channels: int, height: int, width: int, wanted: _rang
 
     What is to be found from a whole set (`auto`) is for integers the range of their type here.
     """
-    return _decode(path, channels, height, width, wanted)[0]
+    frames_FCHW, _ = _decode(path, channels, height, width, wanted)
+    pixels_CHW: Array = frames_FCHW[0]
+    return pixels_CHW
 
 
 @dataclass(frozen=True)
@@ -358,8 +379,10 @@ class Facts:
     frames: int
 
 
-def _decode(path: str, channels: int, height: int, width: int, wanted: _range.Wanted) -> tuple[Array, Facts]:
-    """The image as uint8 (C, H, W), and the facts."""
+def _decode(
+    path: str, channels: int, height: int, width: int, wanted: _range.Wanted, every: bool = False
+) -> tuple[Array, Facts]:
+    """The first frame or `every` one as uint8 (F, C, H, W), and the facts."""
     with _open(path) as image:
         frames = _frames(image)
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
@@ -367,8 +390,26 @@ def _decode(path: str, channels: int, height: int, width: int, wanted: _range.Wa
             # resampling that follows still decides.
             side = 2 * max(height, width)
             image.draft(image.mode, (side, side))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if not every or frames == 1:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels_CHW, facts = _pixels(image, channels, height, width, wanted)
+            return pixels_CHW[None], replace(facts, frames=frames)
+        read, size = [], None
+        for i in range(frames):
+            image.seek(i)
+            frame = ImageOps.exif_transpose(image)  # a copy: the next frame may be drawn over this one
+            read.append(_pixels(frame, channels, height, width, wanted))
+            size = size or frame.size
+            if frame.size != size or read[i][1].kind != read[0][1].kind:
+                raise ValueError(f"frame {i} has another size or type than frame 0: data.frames=first takes that alone")
+    facts_F = [facts for _, facts in read]
+    low, high = min(facts.low for facts in facts_F), max(facts.high for facts in facts_F)
+    return np.stack([pixels for pixels, _ in read]), replace(facts_F[0], low=low, high=high, frames=frames)
+
+
+def _pixels(image: Image.Image, channels: int, height: int, width: int, wanted: _range.Wanted) -> tuple[Array, Facts]:
+    """A decoded, upright frame as uint8 (C, H, W), and the facts."""
     kind = {"1": "bool", "I": "int32", "F": "float"}.get(image.mode, "uint16" if image.mode[0] == "I" else "uint8")
     ends = _range.at_first(wanted, kind)
     if kind in ("uint16", "int32", "float"):
@@ -392,7 +433,7 @@ def _decode(path: str, channels: int, height: int, width: int, wanted: _range.Wa
         extent = 0.0, 1.0
     scale = min(image.width / width, image.height / height)
     cut = 1 - scale * width * scale * height / (image.width * image.height)
-    return _fit(image, height, width), Facts(kind, *extent, cut, frames)
+    return _fit(image, height, width), Facts(kind, *extent, cut, frames=1)
 
 
 def _frames(image: Image.Image) -> int:
@@ -437,14 +478,18 @@ def _extents(facts: list[Facts]) -> dict[str, _range.Extent]:
     return found
 
 
-def _say_left_out(root: Path, paths: list[str], facts: list[Facts], height: int, width: int) -> None:
-    """Frames behind the first, and what a crop cuts off."""
+def _say_left_out(root: Path, paths: list[str], facts: list[Facts], height: int, width: int, every: bool) -> None:
+    """Frames behind the first, unless `every` one is taken, and what a crop cuts off."""
     if several := [path for path, fact in zip(paths, facts, strict=True) if fact.frames > 1]:
         more = sum(fact.frames - 1 for fact in facts)
-        output.warning(
-            f"{root}: {len(several):,} files hold several frames, of which the first is taken; {more:,} are left out "
-            f"(in {several[0]} and others)"
-        )
+        text = f"{root}: {len(several):,} files hold several frames"
+        if every:
+            output.notice(f"{text}, all of which are taken: {more + len(facts):,} images from {len(facts):,} files")
+        else:
+            output.warning(
+                f"{text}, of which the first is taken; {more:,} are left out (in {several[0]} and others); "
+                "data.frames=all takes them"
+            )
     if cropped := [fact.cut for fact in facts if fact.cut > _CUT]:
         output.warning(
             f"{root}: {len(cropped):,} images are cropped to the proportions of {width}x{height}, which cuts off "
