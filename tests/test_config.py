@@ -222,8 +222,8 @@ def test_a_section_without_its_name_is_of_the_defaults_kind_or_says_which_there_
     for setting, said in {
         "model.likelihood.sigma=0.5": "model.likelihood: which one? Give name: gaussian, which has sigma",
         "model.likelihood.scale=1": "Give name: discretized-logistic or laplace, which have scale",
-        "model.net.width=4": "model.net: which one? Give name: resnet or semafo, which have width",
-        "model.likelihood.foo=3": "which one? Give name: bernoulli, continuous-bernoulli, ",
+        "model.net.width=4": "model.net: which one? Give name: conv or resnet or semafo, which have width",
+        "model.likelihood.foo=3": "which one? Give name: auto, bernoulli, continuous-bernoulli, ",
         "optim.lr={start: 1, end: 0, steps: 5}": "optim.lr: which one? Give schedule: cosine or linear, which have end",
         "model.free_bits={points: [[0, 1]]}": "model.free_bits: which one? Give schedule: piecewise, which has points",
     }.items():

@@ -45,6 +45,41 @@ COUNTS: list[tuple[Any, tuple[int, int, int], int, int]] = [
     ("mlp", (1, 28, 28), linear(784, 400, 400, 20), linear(10, 400, 400, 784)),
     ({"name": "mlp", "hidden": [30, 20]}, (3, 5, 4), linear(60, 30, 20, 20), linear(10, 20, 30, 60)),
     ({"name": "mlp", "hidden": []}, (1, 2, 3), 6 * 20 + 20, 10 * 6 + 6),
+    # 64 -> 32 -> 16 -> 8 -> 4 with 32, 32, 64, 64 channels, and back.
+    (
+        "conv",
+        (3, 64, 64),
+        conv(4, 3, 32, 32, 64, 64) + linear(1024, 256, 20),
+        linear(10, 256, 1024) + conv(4, 64, 64, 32, 32, 3),
+    ),
+    # 45x100 is framed to 48x104: 24x52, 12x26, 6x13 with 32, 64, 64 channels.
+    (
+        {"name": "conv", "dense": 9},
+        (2, 45, 100),
+        conv(4, 2, 32, 64, 64) + linear(6 * 13 * 64, 9, 20),
+        linear(10, 9, 6 * 13 * 64) + conv(4, 64, 64, 32, 2),
+    ),
+    # 512 is halved seven times; the three largest levels have no fewer than 16 channels.
+    (
+        {"name": "conv", "width": 32},
+        (1, 512, 512),
+        conv(4, 1, 16, 16, 16, 16, 16, 32, 32) + linear(512, 256, 20),
+        linear(10, 256, 512) + conv(4, 32, 32, 16, 16, 16, 16, 16, 1),
+    ),
+    (
+        # 64 -> 32 -> 16 by strided convolutions of 16 and 24 channels, then blocks at 16, 8 and 4.
+        "resnet",
+        (3, 64, 64),
+        conv(4, 3, 16, 24) + conv(3, 24, 24, 24, 48, 48, 48, 96, 96, 96) + linear(16 * 96, 20),
+        linear(10, 16 * 96) + conv(3, 96, 96, 96, 48, 48, 48, 24, 24, 24) + conv(4, 24, 16, 3),
+    ),
+    (
+        # As it was before it lowered its resolution.
+        {"name": "resnet", "width": 4, "blocks_up_to": 8192},
+        (3, 32, 18),
+        conv(3, 3, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32) + linear(4 * 3 * 32, 20),
+        linear(10, 4 * 3 * 32) + conv(3, 32, 32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 4, 3),
+    ),
     (
         # 9x5 -> 5x3 -> 3x2 with 4, 8, 16 channels, one block of two 3x3 layers on each level.
         {"name": "resnet", "width": 4},
@@ -93,6 +128,10 @@ def test_parameter_counts(written: Any, shape: tuple[int, int, int], encoder_cou
         ({"name": "resnet", "width": 4, "blocks": 2}, (3, 37, 18)),
         ({"name": "resnet", "width": 4}, (5, 1, 33)),
         ({"name": "resnet", "width": 4}, (1, 1, 1)),
+        ({"name": "resnet", "width": 4}, (3, 50, 81)),
+        ({"name": "conv", "width": 16}, (16, 16, 16)),
+        ({"name": "conv", "width": 16}, (1, 17, 97)),
+        ({"name": "conv", "width": 16}, (3, 128, 80)),
         ({"name": "semafo", "width": 4}, (1, 28, 28)),
         ({"name": "semafo", "width": 4}, (3, 12, 20)),
         ({"name": "semafo", "width": 4}, (3, 64, 80)),
@@ -242,6 +281,58 @@ def test_resnet_blocks_add_to_what_passes_through() -> None:
     torch.testing.assert_close(encoder[:2](x), h + 0.25)
 
 
+@pytest.mark.parametrize("side", [16, 64, 100, 512])
+def test_signals_keep_their_size_through_conv(side: int) -> None:
+    """He-normal by the inputs that reach an output: the mean square of what leaves each ReLU stays what it was, give
+    or take, however many levels there are; PyTorch's own start divides it by 6 a level."""
+    encoder, decoder = build("conv", (3, side, side))
+    size = 2.0 if side == 512 else 1.6
+    for net, x in ((encoder, torch.rand(2, 3, side, side)), (decoder, torch.randn(64 if side < 512 else 4, 10))):
+        start = None
+        for layer in net:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                square = x.square().mean().item()
+                start = square if start is None else start
+                assert start / size**3 < square < start * size**3
+    for layer in (*encoder, *decoder):
+        if isinstance(layer, nn.ConvTranspose2d) and layer.out_channels > 3:
+            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (4 * layer.in_channels)), rel=0.05)
+
+
+def test_the_frame_of_conv_is_zeros_around_the_middle_and_comes_off_again() -> None:
+    x = torch.rand(2, 3, 45, 102)
+    framed = nets.conv.Frame(45, 102, 3)(x)
+    assert framed.shape == (2, 3, 48, 104)
+    assert torch.equal(framed[:, :, 1:46, 1:103], x)  # of 3 missing rows one is above, of 2 columns one on each side
+    assert framed.sum().item() == pytest.approx(x.sum().item(), rel=1e-6)
+    assert torch.equal(nets.conv.Frame(45, 102, 3, off=True)(framed), x)
+    assert nets.conv.Frame(64, 96, 4)(x) is x
+
+
+def test_conv_halves_until_the_shorter_side_has_seven_positions_or_fewer() -> None:
+    sides = {16: 2, 28: 2, 29: 3, 32: 3, 56: 3, 57: 4, 64: 4, 96: 4, 112: 4, 113: 5, 128: 5, 224: 5, 448: 6, 512: 7}
+    assert {side: nets.conv.halvings(side, 512) for side in sides} == sides
+    assert nets.conv.halvings(512, 16) == 2
+    assert nets.conv.channels(nets.conv.ConvConfig(), 6) == [16, 16, 32, 32, 64, 64]
+
+
+def test_without_a_net_named_large_images_have_conv_and_others_mlp() -> None:
+    for shape, name in {
+        (1, 28, 28): "mlp", (1, 31, 31): "mlp", (3, 16, 32): "conv", (1, 32, 32): "conv", (16, 512, 512): "conv",
+        (3, 15, 64): "mlp", (3, 64, 513): "mlp", (17, 64, 64): "mlp",
+    }.items():  # fmt: skip
+        config, reason = nets.chosen(shape)
+        assert config.name == name and reason.startswith(f"net {name}: ") and f"{shape[1]}x{shape[2]}" in reason
+        encoder, _ = build("auto", shape)
+        assert any(isinstance(layer, nn.Conv2d) for layer in encoder) == (name == "conv")
+
+
+def test_settings_without_a_name_that_mlp_alone_has_are_of_an_mlp() -> None:
+    """As they were while it was the default."""
+    assert READ.validate_python({"hidden": [7]}) == READ.validate_python({"name": "mlp", "hidden": [7]})
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "wanted"),
     [
@@ -249,6 +340,9 @@ def test_resnet_blocks_add_to_what_passes_through() -> None:
         ("burgess", (1, 64, 32), "64x64 or 32x32"),
         ("locatello", (3, 32, 32), "64x64"),
         ("keras", (1, 30, 28), "halves images twice"),
+        ("conv", (3, 15, 40), "sides of 16 to 512"),
+        ("conv", (3, 64, 513), "sides of 16 to 512"),
+        ("conv", (17, 64, 64), "1 to 16 channels"),
         ("semafo", (1, 30, 28), "multiples of 4"),
         ("semafo", (1, 28, 100), "multiples of 16 from 64 pixels on"),
     ],
@@ -280,7 +374,9 @@ def test_unusable_sections_are_refused(written: Any) -> None:
         READ.validate_python(written)
 
 
-@pytest.mark.parametrize("written", ["higgins-fc", "burgess", "locatello", "keras", "mlp", "resnet", "semafo"])
+@pytest.mark.parametrize(
+    "written", ["auto", "higgins-fc", "burgess", "locatello", "keras", "mlp", "conv", "resnet", "semafo"]
+)
 def test_shorthand_is_the_section_and_reads_back(written: str) -> None:
     section = READ.validate_python(written)
     assert section == READ.validate_python({"name": written})

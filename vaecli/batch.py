@@ -26,6 +26,8 @@ class DataInfo:
     source: dict[str, Any] = field(default_factory=dict)  # where the images came from: kind, sha256, ...
     total: int = 0  # images of all splits together; 0 where a checkpoint of an earlier version does not tell
     value_names: tuple[tuple[str, ...], ...] = ()  # of each factor the names of its values, () where they have none
+    # The variance of all pixels together over the m (1 - m) of black and white ones of the same mean m: 1 if binary.
+    contrast: float = 0.0
 
     @property
     def pixels(self) -> int:

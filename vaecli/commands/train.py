@@ -5,11 +5,12 @@ import re
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, output, presets
+from vaecli import data, device, models, output, presets
 from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
@@ -186,6 +187,7 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
         changes, tree = tree, trees.Tree(old.to_tree(), {})
         tree.merge(changes)
     new = configs.build(tree)
+    new = replace(new, model=models.settled_as(new.model, old.model))
     refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if not k.startswith(MAY_CHANGE)]
     if refused:
         raise ConfigError(

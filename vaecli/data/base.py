@@ -475,9 +475,19 @@ def assemble(
         value_names=value_names_,
         total=len(images),
         binary=binary,
+        contrast=1.0 if binary else _contrast(images, splits["train"]),
         source=source,
     )
     return Dataset(info, images, labels_NK, splits, config.labelled, files)
+
+
+def _contrast(images: Store, index_N: Tensor) -> float:
+    """See `DataInfo`; of the first images, which are a fair sample, as many as 8 million values."""
+    n = min(1000, max(16, 2**23 // math.prod(images.shape)))
+    x = images.gather(index_N[:n])
+    mean = float(x.mean(dtype=torch.float64))
+    squares = float(x.square().mean(dtype=torch.float64))
+    return (squares - mean**2) / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
 
 
 def _excluded(exclude: Mapping[str, Values], info: DataInfo, labels_NK: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ class Model(NetModel):
         self.factors = chosen_factors(config, info)
         self.columns = [info.factor_names.index(name) for name in self.factors]
         self.sizes = tuple(info.factor_sizes[column] for column in self.columns)
-        self.likelihood = likelihoods.build(config.likelihood)
+        self.likelihood = likelihoods.build(config.likelihood, info.binary, info.contrast)
         self.settled = config.warm_up
 
     @property

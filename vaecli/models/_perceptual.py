@@ -19,7 +19,7 @@ class Config(ModelConfig):
 
     tiny: ClassVar[dict[str, Any]] = {"latent_dim": 3, "net": {"name": "mlp", "hidden": [16]}}
     latent_dim: Width = 10
-    net: coders.NetConfig = coders.MlpConfig()
+    net: coders.NetConfig = coders.AutoConfig()
 
 
 class Model(Base):

@@ -428,8 +428,8 @@ class NetConfig(ModelConfig):
 
     tiny: ClassVar[dict[str, Any]] = {"latent_dim": 3, "net": {"name": "mlp", "hidden": [16]}}
     latent_dim: Width = 10
-    likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()
-    net: coders.NetConfig = coders.MlpConfig()
+    likelihood: likelihoods.LikelihoodConfig = likelihoods.AutoConfig()
+    net: coders.NetConfig = coders.AutoConfig()
     output_bias: Literal["data", "default"] = "data"
 
 
@@ -473,7 +473,7 @@ class NetModel(Model):
         self.levels = (Level("z", (config.latent_dim,), "point"),)
         n_out = self.outputs_per_latent * config.latent_dim
         self.encoder, self.decoder = coders.build(config.net, info.shape, n_out, config.latent_dim)
-        self.likelihood = likelihoods.build(config.likelihood)
+        self.likelihood = likelihoods.build(config.likelihood, info.binary, info.contrast)
 
     def begin(self, train: Split) -> None:
         if self.config.output_bias == "data":

@@ -62,7 +62,7 @@ class Model(NetModel):
         top = len(sizes)
         self.levels = tuple(Level(f"z{i}", (sizes[i - 1],), standard=i == top) for i in range(top, 0, -1))
         self.encoder, self.decoder = coders.build(config.net, info.shape, widths[0], sizes[0])
-        self.likelihood = likelihoods.build(config.likelihood)
+        self.likelihood = likelihoods.build(config.likelihood, info.binary, info.contrast)
         self.up = nn.ModuleList([leaky])  # from d_{i-1} to d_i; the encoder's output is still to be activated
         for below, width in pairwise(widths):
             self.up.append(nn.Sequential(*dense(below, [width, width], leaky, config.batch_norm)))

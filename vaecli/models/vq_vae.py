@@ -57,7 +57,7 @@ class Config(ModelConfig):
     decay: Fraction = 0.99
     epsilon: Positive = 1e-5
     restart_every: Count = 100
-    likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()
+    likelihood: likelihoods.LikelihoodConfig = likelihoods.AutoConfig()
     net: Annotated[
         SpatialConfig
         | coders.HigginsFcConfig
@@ -98,7 +98,7 @@ class Model(Base):
             self.decoder = nn.Sequential(nn.Flatten(), *decoder)
         self.levels = (Level("z", shape, "codes", sizes=(config.codes,)),)
         self.codebook = Codebook(config.codes, config.code_dim, config.codebook == "ema", config.decay, config.epsilon)
-        self.likelihood = likelihoods.build(config.likelihood)
+        self.likelihood = likelihoods.build(config.likelihood, info.binary, info.contrast)
 
     def begin(self, train: Split) -> None:
         first = next(iter(train.batches(SAMPLE)))

@@ -14,11 +14,17 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from vaecli.errors import ConfigError
-from vaecli.nets import semafo
+from vaecli.nets import conv, semafo
 from vaecli.settings.section import Section, Width
 
 Shape = tuple[int, int, int]  # C, H, W
 Pair = tuple[nn.Sequential, nn.Sequential]  # encoder, decoder
+
+
+class AutoConfig(Section):
+    """The net that fits the images: `conv` where a side has 32 pixels or more, else `mlp`; see `chosen`."""
+
+    name: Literal["auto"] = "auto"
 
 
 class HigginsFcConfig(Section):
@@ -71,26 +77,32 @@ class PoolingConfig(Section):
 class ResnetConfig(Section):
     """Residual convolutions for any size, square or not.
 
-    Each level halves the image (rounding up) until no side exceeds 4. `width` is the channels of the first level,
-    doubled at each of the next three; `blocks` is the residual blocks of each level.
+    Each level halves the image (rounding up) until no side exceeds 4. Levels with a side of more than `blocks_up_to`
+    are strided convolutions alone; from there on each has so many residual `blocks`. `width` is the channels of the
+    first level that has some, doubled at each of the next three.
     """
 
     name: Literal["resnet"] = "resnet"
-    width: Annotated[int, Field(gt=0, le=1024)] = 16
+    width: Annotated[int, Field(gt=0, le=1024)] = 24
     blocks: Annotated[int, Field(gt=0, le=16)] = 1
+    blocks_up_to: Annotated[int, Field(ge=4, le=8192)] = 16
 
 
 def _expand(value: Any) -> Any:
-    """`burgess` for `{name: burgess}`."""
+    """`burgess` for `{name: burgess}`, and an `mlp` for settings that it alone has."""
+    if isinstance(value, dict) and value and value.keys() <= MlpConfig.model_fields.keys() - {"name"}:
+        return {"name": "mlp", **value}
     return {"name": value} if isinstance(value, str) else value
 
 
 NetConfig = Annotated[
-    HigginsFcConfig
+    AutoConfig
+    | HigginsFcConfig
     | BurgessConfig
     | LocatelloConfig
     | KerasConfig
     | MlpConfig
+    | conv.ConvConfig
     | PoolingConfig
     | ResnetConfig
     | semafo.SemafoConfig,
@@ -99,8 +111,24 @@ NetConfig = Annotated[
 ]
 
 
+BIG = 32  # pixels of a side from which on a net of convolutions is chosen
+
+
+def chosen(shape: Shape) -> tuple[MlpConfig | conv.ConvConfig, str]:
+    """The net for images of this shape where none is asked for, and why."""
+    size = f"{shape[1]}x{shape[2]}"
+    if not conv.takes(shape):
+        few = f"sides of {conv.SMALLEST} to {conv.LARGEST} pixels and {conv.CHANNELS} channels at most"
+        return MlpConfig(), f"net mlp: conv takes {few}, and the images are {shape[0]}x{size}"
+    if max(shape[1:]) < BIG:
+        return MlpConfig(), f"net mlp: images of {size} are small enough to be seen as vectors of pixels"
+    return conv.ConvConfig(), f"net conv: images of {size} are too large to be seen as vectors of pixels, as mlp does"
+
+
 def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
     """Encoder and decoder with fresh parameters from torch's global generator; ConfigError where the size is wrong."""
+    if isinstance(config, AutoConfig):
+        config = chosen(shape)[0]
     if isinstance(config, HigginsFcConfig):
         return _higgins_fc(shape, n_out, latent_dim)
     if isinstance(config, BurgessConfig):
@@ -113,6 +141,8 @@ def build(config: NetConfig, shape: Shape, n_out: int, latent_dim: int) -> Pair:
         return _keras(shape, n_out, latent_dim)
     if isinstance(config, MlpConfig):
         return _mlp(config, shape, n_out, latent_dim)
+    if isinstance(config, conv.ConvConfig):
+        return conv.build(config, shape, n_out, latent_dim)
     if isinstance(config, semafo.SemafoConfig):
         return semafo.build(config, shape, n_out, latent_dim)
     if isinstance(config, PoolingConfig):
@@ -284,13 +314,16 @@ def _resnet(config: ResnetConfig, shape: Shape, n_out: int, latent_dim: int) -> 
     sizes = [shape[1:]]
     while max(sizes[-1]) > 4:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    lowered = sum(max(size) > config.blocks_up_to for size in sizes)
+    sizes = sizes[lowered:]
     widths = [config.width * 2 ** min(level, 3) for level in range(len(sizes))]
     inner = (widths[-1], *sizes[-1])
 
     def blocks(level: int) -> list[nn.Module]:
         return [_Block(widths[level]) for _ in range(config.blocks)]
 
-    encoder: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 3, padding=1), *blocks(0)]
+    encoder, end = _lowering(shape, widths[0], lowered)
+    encoder += blocks(0)
     for level in range(1, len(sizes)):
         encoder += [nn.Conv2d(widths[level - 1], widths[level], 3, stride=2, padding=1), *blocks(level)]
     encoder += [nn.SiLU(), nn.Flatten(), nn.Linear(_values(inner), n_out)]
@@ -300,8 +333,19 @@ def _resnet(config: ResnetConfig, shape: Shape, n_out: int, latent_dim: int) -> 
         # Resizing to the encoder's recorded size is what lets odd sides through.
         decoder += [nn.Upsample(size=sizes[level]), nn.Conv2d(widths[level + 1], widths[level], 3, padding=1)]
         decoder += blocks(level)
-    decoder += [nn.SiLU(), nn.Conv2d(widths[0], shape[0], 3, padding=1)]
-    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+    return nn.Sequential(*encoder), nn.Sequential(*decoder, nn.SiLU(), *end)
+
+
+def _lowering(shape: Shape, width: int, halvings: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    """From an image to `width` maps of a size so often halved, and the way back."""
+    if not halvings:
+        return [nn.Conv2d(shape[0], width, 3, padding=1)], [nn.Conv2d(width, shape[0], 3, padding=1)]
+    widths = [shape[0], *[max(min(16, width), width // 2)] * (halvings - 1), width]
+    down, up = conv.halving(widths), conv.doubling(widths[::-1])
+    for layer in (*down, *up[:-1]):
+        conv.he_normal(layer)
+    frame = [conv.Frame(*shape[1:], halvings, off=off) for off in (False, True)]
+    return [frame[0], *down], [*up, frame[1]]
 
 
 def set_output_bias(decoder: nn.Module, raw_CHW: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def check_labels(config: RunConfig, info: DataInfo) -> None:
         raise ConfigError(f"data.labelled is set, but {config.model.name} uses no labels", "leave data.labelled out")
     if uses_labels and not info.factor_names:
         raise ConfigError(f"{config.model.name} needs labels, but {info.name} has none", "take data with labels")
+
+
+def choose(config: RunConfig, info: DataInfo) -> RunConfig:
+    """The configuration with what the model leaves to the data decided, saying what was chosen and why."""
+    section, reasons = models.settled(config.model, info)
+    for reason in reasons:
+        output.notice(f"chosen     {reason}")
+    return replace(config, model=section)
 
 
 def check(model: Model, config: RunConfig, dataset: Dataset) -> None:
@@ -61,6 +70,7 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     """
     dataset = to_device(data.load(config.data), where)
     check_labels(config, dataset.info)
+    config = choose(config, dataset.info)
     with torch.device("meta"):
         model = models.build(config.model, dataset.info)
     check(model, config, dataset)

@@ -395,7 +395,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         if not isinstance(version, int) or version > FORMAT_VERSION:
             made_by = str(stored.get("library_version"))[:40]
             raise CheckpointError(f"{path}: made by vae {made_by} in format {str(version)[:20]}", "upgrade vaecli")
-        config = configs.build(trees.Tree(stored["config"], {}))
+        config = configs.build(trees.Tree(_as_written_now(stored["config"]), {}))
         info = TypeAdapter(DataInfo).validate_python(stored["data"])
         step = TypeAdapter(Count).validate_python(stored["step"], strict=True)
     except ConfigError as error:
@@ -405,6 +405,14 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
     if len(info.shape) != 3 or not all(0 < side <= _MAX_SIDE for side in info.shape) or info.shape[0] > 64:
         raise CheckpointError(f"{path}: image shape {info.shape} is not usable")
     return config, info, step
+
+
+def _as_written_now(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of any version with the settings that it lacks at what they stood for then."""
+    net = config["model"].get("net")
+    if isinstance(net, dict) and net.get("name") == "resnet":
+        net.setdefault("blocks_up_to", 8192)
+    return config
 
 
 def read_origin(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:

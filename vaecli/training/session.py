@@ -94,6 +94,7 @@ def _start(
 ) -> Generator[None, None, dict[str, Any]]:
     """A new run from its first step to its last."""
     banner.check_labels(config, dataset.info)
+    config = banner.choose(config, dataset.info)
     device.seed(config.seed, "init")
     model = models.build(config.model, dataset.info)
     banner.check(model, config, dataset)
@@ -250,7 +251,7 @@ def _train(
     """Train in a run directory and report; yields between steps, and its value is the record of the result."""
     banner.banner(model, config, dataset, model.device)
     output.notice(f"run        {run_dir.path}")
-    meter, first = Meter(config, state, started, live=alone), state.step
+    meter, first = Meter(config, state, started, live=alone, deadline=stop.deadline), state.step
     code, status, evaluation = 1, "failed", {}
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
