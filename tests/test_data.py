@@ -659,9 +659,8 @@ BAD_ARRAYS = {
     "shape": (npy(np.zeros((4, 2, 2, 2), np.uint8)), r"shape \(4, 2, 2, 2\)"),
     "flat": (npy(np.zeros((4, 2), np.uint8)), r"shape \(4, 2\)"),
     "none": (npy(np.zeros((0, 2, 2), np.uint8)), "no images"),
-    "rows": (npz(images=GOOD, labels=np.zeros(3, int)), "3 rows of factors for 4 images"),
-    "float labels": (npz(images=GOOD, labels=np.zeros(4)), "factors of type float64"),
-    "negative labels": (npz(images=GOOD, labels=np.array([0, 1, 2, -2])), "factors from -2 to 2"),
+    "rows": (npz(images=GOOD, labels=np.zeros(3, int)), "3 rows of labels for 4 images"),
+    "complex labels": (npz(images=GOOD, labels=np.zeros(4, complex)), "labels of type complex128"),
     "nan": (
         npy(np.where(np.arange(5000)[:, None, None] == 4321, np.nan, BAD_FLOATS)),
         "image 4321 has values from nan",
@@ -686,11 +685,11 @@ def test_array_hostile_size_is_not_allocated(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1048576, 1048576, 1048576), }"
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
     (tmp_path / "a.npy").write_bytes(content)
-    with pytest.raises(MachineError, match="GiB"):
+    with pytest.raises((InputError, MachineError), match=r"GiB|damaged"):
         load_array(tmp_path / "a.npy")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", content)
-    with pytest.raises(MachineError, match="GiB"):
+    with pytest.raises((InputError, MachineError), match=r"GiB|damaged"):
         load_array(tmp_path / "a.npz")
 
 

@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
-from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
-from vaecli.data import _range
+from vaecli.data import _labels, _range
+from vaecli.data._labels import Factors
 from vaecli.data.base import Dataset, assemble, content_keys, require_memory, store
 from vaecli.errors import InputError, MachineError
 
@@ -83,6 +83,7 @@ class Config(_range.RangeConfig):
 
     `channels`: 1 or 3; null for 1 where all images are grey, else 3. `on_bad_image`: `error`, or `skip` to go without.
     `frames`: of files that hold several (GIF, APNG, WebP, stacks of TIFF), the `first`, or `all`, images of their own.
+    `labels`: a table (.csv, .tsv), one column of which has the names of files and every other one a factor's values.
     """
 
     path: str
@@ -90,6 +91,7 @@ class Config(_range.RangeConfig):
     channels: Literal[1, 3] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     frames: Literal["first", "all"] = "first"
+    labels: str | None = None
 
 
 def load(config: Config) -> Dataset:
@@ -149,7 +151,9 @@ def load(config: Config) -> Dataset:
         counts_F = [end - start for start, end in pairwise(starts)]
         files = [f"{name}[{i}]" if n > 1 else name for name, n in zip(files, counts_F, strict=True) for i in range(n)]
         good = [path for path, n in zip(good, counts_F, strict=True) for _ in range(n)]
-    labels_NK, classes = _classes(root, good, depth=1 if parts else 0)
+    factors = _classes(root, good, depth=1 if parts else 0)
+    if config.labels is not None:
+        factors = _labels.joined([factors, _labels.of_files(_labels.find(config.labels, root), files)])
     counts = Counter(parts[path] for path in good) if parts else Counter()
     if parts and not counts[0]:
         raise InputError(f"{root}: no image to train on can be read")
@@ -157,10 +161,7 @@ def load(config: Config) -> Dataset:
     return assemble(
         config,
         images,
-        labels_NK=labels_NK,
-        factor_names=("class",) if classes else (),
-        factor_sizes=(len(classes),) if classes else (),
-        value_names=(classes,) if classes else (),
+        **(factors.for_assemble() if factors else {}),
         binary=binary,
         source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
         content_N=content_keys(images_NCHW),
@@ -510,17 +511,17 @@ def _parts(root: Path, paths: list[str]) -> dict[str, int]:
     return parts
 
 
-def _classes(root: Path, paths: list[str], depth: int) -> tuple[Tensor | None, list[str]]:
-    """Labels (N, 1) by the folders at this depth, numbers in their order, if there are several; images beside these
-    folders have none."""
+def _classes(root: Path, paths: list[str], depth: int) -> Factors | None:
+    """The factor `class`, by the folders at this depth, numbers in their order, if there are several; images beside
+    them have none."""
     name_N = [(_folders(root, path)[depth:] or [""])[0] for path in paths]
     classes = sorted(set(name_N) - {""}, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
     if len(classes) < 2:
-        return None, []
+        return None
     if beside := name_N.count(""):
         output.warning(f"{root}: {beside:,} images lie beside the folders of the classes; they have no label")
     number = {name: i for i, name in enumerate(classes)} | {"": -1}
-    return torch.tensor([[number[name]] for name in name_N]), classes
+    return Factors(torch.tensor([[number[name]] for name in name_N]), ["class"], [classes])
 
 
 def _is_number(name: str) -> bool:
