@@ -228,7 +228,7 @@ def read_image(path: str, info: DataInfo, fit: bool = True) -> Tensor:
         raise InputError(f"{path}: the model takes images of {channels} channels, which no image file has")
     try:
         size, _ = folder.read_header(path)
-        pixels_CHW = folder.read_pixels(path, channels, height, width, data.range_of(info))
+        pixels_CHW = folder.read_pixels(path, channels, height, width, data.range_of(info), data.fit_of(info))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

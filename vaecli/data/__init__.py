@@ -60,6 +60,17 @@ def range_of(info: "DataInfo", before: str = "dtype") -> Any:
     return wanted
 
 
+def fit_of(info: "DataInfo") -> Any:
+    """How a model's images of other proportions were fitted, as `data.fit` has it.
+
+    InputError where what is stored is no way to do so: it is a stranger's.
+    """
+    stored = info.source.get("fit", {"how": "crop"})
+    if not isinstance(stored, dict) or stored.get("how") not in ("crop", "pad", "stretch"):
+        raise InputError("the fit of the images stored with the model is damaged")
+    return stored["how"]
+
+
 def division_of(info: "DataInfo") -> str:
     """How the images of a model were divided into those to train on and those held out, as `assemble` asks for it.
 
@@ -84,6 +95,7 @@ def elsewhere(config: "DataConfig", info: "DataInfo", spec: str) -> "DataConfig"
     kept = config.model_dump() if values["name"] == config.name else {"holdout": config.holdout}
     if "image_size" in fields:
         kept |= {"image_size": [height, width], "channels": channels if channels in (1, 3) else None}
+        kept.setdefault("fit", fit_of(info))
     found: DataConfig = module.Config.model_validate({**kept, **values})
     return found
 

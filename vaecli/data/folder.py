@@ -3,11 +3,11 @@
 What becomes of an image, in this order: the first frame, or each (`frames`); turned upright by its EXIF tag;
 transparency laid over white; more than 8 bits and floats to bytes, by the range of their values (see `_range`);
 palette, CMYK and the like to RGB; three channels to one by the luma 0.299 R + 0.587 G + 0.114 B; with `image_size`,
-cropped at the centre to that aspect and resized (bicubic, antialiased). Hidden files are skipped and links to folders
-not followed. Images are decoded once (those whose range is not that of their type, twice) and stay in memory.
+resized to it as `fit` says (see `_fit`). Hidden files are skipped and links to folders not followed. Images are decoded
+once (those whose range is not that of their type, twice) and stay in memory.
 
 Where the first folders are called train, val and test, they are the parts of the set, and the classes are below them.
-What is left out (frames, files of other kinds, what a crop cuts off) is said.
+What is left out or added (frames, files of other kinds, what a crop cuts off or padding adds) is said.
 """
 
 import ctypes
@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
 from vaecli.data import _labels, _range
+from vaecli.data._fit import Fit, fitted, misfit
 from vaecli.data._labels import Factors
 from vaecli.data.base import Dataset, assemble, content_keys, require_memory, store
 from vaecli.errors import InputError, MachineError
@@ -65,7 +65,7 @@ _BESIDE = {
     ".db",
 }
 _PARTS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
-_CUT = 0.25  # the share of an image that a crop may take before it is said
+_CUT = 0.25  # the share of an image that a crop may take before it is a warning
 
 _WORKERS = 16  # processes that read, at most: what more of them make, one process can hardly take in
 _TASK, _TASK_BYTES = 32, 2**20  # files that one reads at a time, and bytes of what becomes of them
@@ -81,6 +81,7 @@ Side = Annotated[int, Field(gt=0, le=8192)]
 class Config(_range.RangeConfig):
     """`image_size`: a square's side or [height, width]; null where all images have one size already.
 
+    `fit`: what becomes of other proportions: `crop` to the middle, `pad` with black, or `stretch`.
     `channels`: 1 or 3; null for 1 where all images are grey, else 3. `on_bad_image`: `error`, or `skip` to go without.
     `frames`: of files that hold several (GIF, APNG, WebP, stacks of TIFF), the `first`, or `all`, images of their own.
     `labels`: a table (.csv, .tsv), one column of which has the names of files and every other one a factor's values.
@@ -88,6 +89,7 @@ class Config(_range.RangeConfig):
 
     path: str
     image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    fit: Fit = "crop"
     channels: Literal[1, 3] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     frames: Literal["first", "all"] = "first"
@@ -124,7 +126,8 @@ def load(config: Config) -> Dataset:
 
     def decoded(paths: list[str], wanted: _range.Wanted) -> Iterator[tuple[str, tuple[Array, Facts]]]:
         every = config.frames == "all"
-        decode = partial(_decode, channels=channels, height=height, width=width, wanted=wanted, every=every)
+        shape = channels, height, width
+        decode = partial(_decode, shape=shape, wanted=wanted, fit=config.fit, every=every)
         return _read(config, "decoding images", paths, decode, size, enough=250)
 
     for path, (frames_FCHW, fact) in decoded(paths, config.range):
@@ -145,7 +148,8 @@ def load(config: Config) -> Dataset:
         for path, (frames_FCHW, _) in decoded(list(other), ranges):
             images_NCHW[starts[other[path]] : starts[other[path] + 1]] = frames_FCHW
     _range.say(root, config.range, ranges, extents)
-    _say_left_out(root, good, facts, height, width, config.frames == "all")
+    _say_frames(root, good, facts, config.frames == "all")
+    most = _say_fit(root, facts, height, width, config.fit)
     files = [os.path.relpath(path, root) for path in good]
     if config.frames == "all":
         counts_F = [end - start for start, end in pairwise(starts)]
@@ -163,12 +167,23 @@ def load(config: Config) -> Dataset:
         images,
         **(factors.for_assemble() if factors else {}),
         binary=binary,
-        source={"kind": "folder", "sha256": hashlib.sha256(images_NCHW.data).hexdigest(), "range": ranges},
+        source={
+            "kind": "folder",
+            "sha256": hashlib.sha256(images_NCHW.data).hexdigest(),
+            "range": ranges,
+            "fit": {"how": config.fit, "most": most},
+        },
         content_N=content_keys(images_NCHW),
         files=files,
         val=counts[1],
         test=counts[2],
     )
+
+
+def sizes(config: Config) -> list[tuple[int, int]]:
+    """Upright (height, width) of the images that can be read, without decoding them; InputError as `load`."""
+    paths = _find(Path(config.path).expanduser())
+    return [size for _, (size, _) in _read(config, "scanning images", paths, read_header, size=256, enough=4000)]
 
 
 def _find(root: Path) -> list[str]:
@@ -358,49 +373,52 @@ def _target_size(config: Config, root: Path, sizes: list[tuple[int, int]]) -> tu
     return counts[0][0]
 
 
-def read_pixels(path: str, channels: int, height: int, width: int, wanted: _range.Wanted = "auto") -> Array:
+def read_pixels(
+    path: str, channels: int, height: int, width: int, wanted: _range.Wanted = "auto", fit: Fit = "crop"
+) -> Array:
     """uint8 (C, H, W), by a range as in the settings or as it was stored with a run.
 
     What is to be found from a whole set (`auto`) is for integers the range of their type here.
     """
-    frames_FCHW, _ = _decode(path, channels, height, width, wanted)
+    frames_FCHW, _ = _decode(path, (channels, height, width), wanted, fit)
     pixels_CHW: Array = frames_FCHW[0]
     return pixels_CHW
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an image file once it is decoded: the type of its values, the smallest and the greatest, the
-    share that the crop cuts off, and how many frames there are."""
+    """What is known of an image file once it is decoded: the type of its values, the smallest and the greatest, how
+    far its proportions are from those wanted (`misfit`), and how many frames there are."""
 
     kind: str
     low: float
     high: float
-    cut: float
+    misfit: float
     frames: int
 
 
-def _decode(
-    path: str, channels: int, height: int, width: int, wanted: _range.Wanted, every: bool = False
-) -> tuple[Array, Facts]:
+Shape = tuple[int, int, int]  # C, H, W
+
+
+def _decode(path: str, shape: Shape, wanted: _range.Wanted, fit: Fit, every: bool = False) -> tuple[Array, Facts]:
     """The first frame or `every` one as uint8 (F, C, H, W), and the facts."""
     with _open(path) as image:
         frames = _frames(image)
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             # A JPEG can be decoded at a half, a quarter or an eighth; never below twice the size wanted, so that the
             # resampling that follows still decides.
-            side = 2 * max(height, width)
+            side = 2 * max(shape[1:])
             image.draft(image.mode, (side, side))
         if not every or frames == 1:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            pixels_CHW, facts = _pixels(image, channels, height, width, wanted)
+            pixels_CHW, facts = _pixels(image, shape, wanted, fit)
             return pixels_CHW[None], replace(facts, frames=frames)
         read, size = [], None
         for i in range(frames):
             image.seek(i)
             frame = ImageOps.exif_transpose(image)  # a copy: the next frame may be drawn over this one
-            read.append(_pixels(frame, channels, height, width, wanted))
+            read.append(_pixels(frame, shape, wanted, fit))
             size = size or frame.size
             if frame.size != size or read[i][1].kind != read[0][1].kind:
                 raise ValueError(f"frame {i} has another size or type than frame 0: data.frames=first takes that alone")
@@ -409,8 +427,9 @@ def _decode(
     return np.stack([pixels for pixels, _ in read]), replace(facts_F[0], low=low, high=high, frames=frames)
 
 
-def _pixels(image: Image.Image, channels: int, height: int, width: int, wanted: _range.Wanted) -> tuple[Array, Facts]:
+def _pixels(image: Image.Image, shape: Shape, wanted: _range.Wanted, fit: Fit) -> tuple[Array, Facts]:
     """A decoded, upright frame as uint8 (C, H, W), and the facts."""
+    channels, height, width = shape
     kind = {"1": "bool", "I": "int32", "F": "float"}.get(image.mode, "uint16" if image.mode[0] == "I" else "uint8")
     ends = _range.at_first(wanted, kind)
     if kind in ("uint16", "int32", "float"):
@@ -432,9 +451,8 @@ def _pixels(image: Image.Image, channels: int, height: int, width: int, wanted: 
             image = image.point(_range.to_bytes(np.arange(256), ends).tolist() * channels)
     elif kind == "bool":
         extent = 0.0, 1.0
-    scale = min(image.width / width, image.height / height)
-    cut = 1 - scale * width * scale * height / (image.width * image.height)
-    return _fit(image, height, width), Facts(kind, *extent, cut, frames=1)
+    facts = Facts(kind, *extent, misfit(image, height, width), frames=1)
+    return fitted(image, height, width, fit), facts
 
 
 def _frames(image: Image.Image) -> int:
@@ -443,31 +461,6 @@ def _frames(image: Image.Image) -> int:
         return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     except Exception:  # of the frames behind the first, which alone is read, one may be damaged
         return 1
-
-
-def _fit(image: Image.Image, height: int, width: int) -> Array:
-    """Cropped at the centre and resized: uint8 (C, H, W)."""
-    if image.size == (width, height):
-        return _channels_first(image)
-    # The largest part in the middle that has the wanted proportions.
-    scale = min(image.width / width, image.height / height)
-    if scale < 1:  # to be enlarged: a whole pixel, which the part would be rounded to below, is much
-        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-        part = (left, top, left + scale * width, top + scale * height)
-        return _channels_first(image.resize((width, height), Image.Resampling.BICUBIC, box=part))
-    # Big images are first averaged in blocks, down to three times the size wanted (of what does not fill a block, up to
-    # two thirds of a pixel is left out).
-    block = max(1, int(scale / 3))
-    across, down = (round(scale * side) // block * block for side in (width, height))
-    left, top = (image.width - across) // 2, (image.height - down) // 2
-    image = image.reduce(block, (left, top, left + across, top + down))
-    pixels_1CHW = torch.from_numpy(_channels_first(image))[None]
-    # PyTorch's resampling of bytes differs from Pillow's by one level at most and takes half the time.
-    return functional.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True)[0].numpy()
-
-
-def _channels_first(image: Image.Image) -> Array:
-    return np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
 
 
 def _extents(facts: list[Facts]) -> dict[str, _range.Extent]:
@@ -479,8 +472,8 @@ def _extents(facts: list[Facts]) -> dict[str, _range.Extent]:
     return found
 
 
-def _say_left_out(root: Path, paths: list[str], facts: list[Facts], height: int, width: int, every: bool) -> None:
-    """Frames behind the first, unless `every` one is taken, and what a crop cuts off."""
+def _say_frames(root: Path, paths: list[str], facts: list[Facts], every: bool) -> None:
+    """Frames behind the first, and whether `every` one is taken."""
     if several := [path for path, fact in zip(paths, facts, strict=True) if fact.frames > 1]:
         more = sum(fact.frames - 1 for fact in facts)
         text = f"{root}: {len(several):,} files hold several frames"
@@ -491,11 +484,24 @@ def _say_left_out(root: Path, paths: list[str], facts: list[Facts], height: int,
                 f"{text}, of which the first is taken; {more:,} are left out (in {several[0]} and others); "
                 "data.frames=all takes them"
             )
-    if cropped := [fact.cut for fact in facts if fact.cut > _CUT]:
+
+
+def _say_fit(root: Path, facts: list[Facts], height: int, width: int, fit: Fit) -> float:
+    """What becomes of other proportions than those wanted; the largest misfit."""
+    misfits = [fact.misfit for fact in facts if fact.misfit > (_CUT if fit == "crop" else 0)]
+    if not misfits:
+        return max(fact.misfit for fact in facts)
+    least, most, n = min(misfits), max(misfits), f"{root}: {len(misfits):,} images"
+    if fit == "crop":
         output.warning(
-            f"{root}: {len(cropped):,} images are cropped to the proportions of {width}x{height}, which cuts off "
-            f"{min(cropped):.0%} to {max(cropped):.0%} of each; data.image_size=[height, width] sets other proportions"
+            f"{n} are cropped to the proportions of {width}x{height}, which cuts off {least:.0%} to {most:.0%} of each"
+            "; data.fit=pad or stretch keeps all of them, data.image_size=[height, width] sets other proportions"
         )
+    elif fit == "pad":
+        output.notice(f"{n} are padded to {width}x{height}: {least:.0%} to {most:.0%} of each is black border")
+    else:
+        output.notice(f"{n} are stretched to {width}x{height}, by up to {1 / (1 - most):.2f} in one direction")
+    return most
 
 
 def _parts(root: Path, paths: list[str]) -> dict[str, int]:

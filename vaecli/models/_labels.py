@@ -29,6 +29,7 @@ class Config(NetConfig):
     """
 
     latent_dim: Width = 32
+    likelihood: likelihoods.LikelihoodConfig = likelihoods.BernoulliConfig()  # as in their papers
     net: coders.NetConfig = semafo.SemafoConfig()
     factors: list[str] | None = None
     labelled_share: Fraction = 0.1

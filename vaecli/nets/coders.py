@@ -117,11 +117,11 @@ BIG = 32  # pixels of a side from which on a net of convolutions is chosen
 def chosen(shape: Shape) -> tuple[MlpConfig | conv.ConvConfig, str]:
     """The net for images of this shape where none is asked for, and why."""
     size = f"{shape[1]}x{shape[2]}"
+    if max(shape[1:]) < BIG:
+        return MlpConfig(), f"net mlp: images of {size} are small enough to be seen as vectors of pixels"
     if not conv.takes(shape):
         few = f"sides of {conv.SMALLEST} to {conv.LARGEST} pixels and {conv.CHANNELS} channels at most"
         return MlpConfig(), f"net mlp: conv takes {few}, and the images are {shape[0]}x{size}"
-    if max(shape[1:]) < BIG:
-        return MlpConfig(), f"net mlp: images of {size} are small enough to be seen as vectors of pixels"
     return conv.ConvConfig(), f"net conv: images of {size} are too large to be seen as vectors of pixels, as mlp does"
 
 

@@ -128,7 +128,7 @@ def banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devic
             output.notice(f"schedule   {key.removesuffix('.schedule')}: {_schedule_text(config, key)}")
     output.notice(
         f"data       {info.name}: {train:,} images {'x'.join(map(str, info.shape))} to train on, {held}; "
-        f"{info.source.get('kind', 'as given')}{_range_text(info.source)}"
+        f"{info.source.get('kind', 'as given')}{_range_text(info.source)}{_fit_text(info)}"
     )
     if config.density is not None:
         density = stored_density.check(config.density, model, train)
@@ -168,6 +168,20 @@ def _range_text(source: Mapping[str, Any]) -> str:
     if not isinstance(ranges, dict) or not ranges:
         return ""
     return "; black and white: " + ", ".join(f"{kind} {low:g} and {high:g}" for kind, (low, high) in ranges.items())
+
+
+def _fit_text(info: DataInfo) -> str:
+    """`; cropped to 64x64, up to 44% of an image cut off`, of images that had other proportions."""
+    fit = info.source.get("fit")
+    if not isinstance(fit, dict) or not fit["most"]:
+        return ""
+    how, most = fit["how"], fit["most"]
+    done = {
+        "crop": f"cropped to them, up to {most:.0%} of an image cut off",
+        "pad": f"padded to them, up to {most:.0%} of an image black",
+        "stretch": f"stretched to them, by up to {1 / (1 - most):.2f} in one direction",
+    }
+    return f"; of other proportions than {info.shape[1]}x{info.shape[2]}: {done[how]}"
 
 
 def _level_text(level: Level) -> str:
