@@ -44,7 +44,7 @@ def main() -> None:
                 model.encoder(x)
 
     ways = {
-        "ours": lambda: codes._run_encoder(ours, view, count, 512, lambda n: None),
+        "ours": lambda: codes.run_encoder(ours, view, count, 512, lambda n: None),
         "bare loop, our layers, images ready": lambda: bare(ours.model),
         "bare loop, plain layers, images ready": lambda: bare(plain.model),
     }

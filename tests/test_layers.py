@@ -19,7 +19,7 @@ ROOMS = [
     {"analysis"},
     {"report"},
     {"commands"},
-    {"cli"},
+    {"cli", "trained"},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 

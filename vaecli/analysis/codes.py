@@ -182,7 +182,7 @@ def encode(
     file = _cache_file(loaded, view, count)
     tensors = _cached(file, count, len(loaded.model.latent_names()))
     if tensors is None:
-        tensors = _run_encoder(loaded, view, count, batch_size, advance)
+        tensors = run_encoder(loaded, view, count, batch_size, advance)
         _keep(file, tensors)
     else:
         advance(count)
@@ -211,9 +211,15 @@ def known_factors(view: SplitView, count: int) -> tuple[Array | None, list[str]]
     return (found_NK[:, known], [names[k] for k in known]) if known else (None, [])
 
 
-def _run_encoder(
-    loaded: checkpoint.Loaded, view: SplitView, count: int, batch_size: int, advance: Callable[[int], None]
+def run_encoder(
+    loaded: checkpoint.Loaded,
+    view: SplitView,
+    count: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, torch.Tensor]:
+    """Of the first `count` images `mean` and, where there are variances, `logvar`: float32 (count, D). The model's
+    layers become those of the fast path."""
     fast.tune_allocator()
     fast.accelerate(loaded.model)
     means, logvars = [], []

@@ -56,6 +56,7 @@ class Nll:
     effective: float
     kind: str
     bits_per_dim: float | None
+    each_N: Tensor  # -L_K of each image, float64, in the order of the view
 
     @property
     def hangs_on_few(self) -> bool:
@@ -155,6 +156,7 @@ def estimate(
     view = view.sample(images)
     rows = rows or max(UNIT, min(1000, VALUES // model.info.pixels))
     bound, elbo, effective, on_levels = Moments(), Moments(), [], True
+    each = []
     levels = getattr(getattr(model, "likelihood", None), "levels", None)
     with torch.inference_mode():
         for batch in view.batches(READ):
@@ -175,6 +177,7 @@ def estimate(
                 _weigh(model, x_BCHW, drawn, hyper, weights)
                 advance(sum(len(part[2]) for part in drawn) / k)
             bound.add(weights.bound_B)
+            each.append(-weights.bound_B)
             elbo.add(weights.mean_B)
             effective.append(weights.effective_B)
     kind = "density" if levels is None else "probability" if on_levels else "cross-entropy"
@@ -189,6 +192,7 @@ def estimate(
         float(torch.cat(effective).median()),
         kind,
         nll / (math.log(2) * model.info.pixels) if kind == "probability" else None,
+        torch.cat(each),
     )
 
 

@@ -43,31 +43,18 @@ def run(
         raise ConfigError(f"-n is {n}; it must be at least 1")
     path = _artifact.check(output, "reconstructions.png", force, json, endings=(".png",))
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
-    if not loaded.model.inferred:
-        raise ConfigError(f"{loaded.config.model.name} infers no latents from an image, and so cannot reconstruct it")
+    require_latents(loaded)
     x_BCHW, names, source = _inputs(loaded, images, split, n)
     figures.check_size(2 * -(-len(names) // COLUMNS), COLUMNS, *x_BCHW.shape[2:])
     devices.seed(seed, "reconstruct")
-    model, hyper = loaded.model, loaded.hyper
-    outputs, nlls, kls = [], [], []
-    with torch.inference_mode():
-        for part_BCHW in torch.split(x_BCHW, at_once(loaded.info.shape, 256)):
-            on_device = part_BCHW.to(model.device)
-            found = model.infer(on_device)
-            values = model.complete(found.values)
-            outputs.append(model.image(values).float().cpu())
-            log_prob_B = model.log_prob(on_device, values, hyper)
-            if log_prob_B is not None:
-                nlls.append(-log_prob_B.cpu().double())
-            rates = list(model.rates(found).values())
-            if len(model.inferred) == 1 and rates and rates[0].dim() > 1 and model.has_likelihood:
-                kls.append(rates[0].flatten(1).sum(dim=1).cpu())
-    y_BCHW = torch.cat(outputs)
+    y_BCHW, nlls, kls = outputs(loaded, x_BCHW)
     nll, kl = (torch.cat(parts).tolist() if parts else [None] * len(names) for parts in (nlls, kls))
     mse = (x_BCHW.cpu().double() - y_BCHW.double()).square().mean(dim=(1, 2, 3)).tolist()
     numbers = [{"image": name, "nll": a, "kl": b, "mse": c} for name, a, b, c in zip(names, nll, kl, mse, strict=True)]
     heading = _artifact.title(loaded.config.model.name, source, f"step {loaded.step:,}")
-    picture = _picture(x_BCHW.cpu(), y_BCHW, numbers, heading, "output" if model.has_likelihood else "resynthesis")
+    picture = _picture(
+        x_BCHW.cpu(), y_BCHW, numbers, heading, "output" if loaded.model.has_likelihood else "resynthesis"
+    )
     path = _artifact.write(output, "reconstructions.png", picture, force)
     if not json:
         columns = [column for column in COLUMNS_OF_NUMBERS if numbers[0][column[0]] is not None]
@@ -75,6 +62,32 @@ def run(
         streams.table(["image", *(heading for _, heading, _ in columns)], rows, to_stderr=True)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "source": source}
     _artifact.report(path, {**about, "images": numbers}, json)
+
+
+def require_latents(loaded: Loaded) -> None:
+    """ConfigError where nothing infers latents."""
+    if not loaded.model.inferred:
+        raise ConfigError(f"{loaded.config.model.name} infers no latents from an image, and so cannot reconstruct it")
+
+
+def outputs(loaded: Loaded, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The expected images at the modes of q(z|x), float32 (B, C, H, W) on the CPU, and batch by batch their NLL and KL
+    in nats, (b,) each; none where there is none. Seed torch's generator first."""
+    model, hyper = loaded.model, loaded.hyper
+    images, nlls, kls = [], [], []
+    with torch.inference_mode():
+        for part_BCHW in torch.split(x_BCHW, at_once(loaded.info.shape, 256)):
+            on_device = part_BCHW.to(model.device)
+            found = model.infer(on_device)
+            values = model.complete(found.values)
+            images.append(model.image(values).float().cpu())
+            log_prob_B = model.log_prob(on_device, values, hyper)
+            if log_prob_B is not None:
+                nlls.append(-log_prob_B.cpu().double())
+            rates = list(model.rates(found).values())
+            if len(model.inferred) == 1 and rates and rates[0].dim() > 1 and model.has_likelihood:
+                kls.append(rates[0].flatten(1).sum(dim=1).cpu())
+    return torch.cat(images), nlls, kls
 
 
 def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tensor, list[str], str]:
