@@ -216,7 +216,7 @@ def test_biases_have_their_known_directions(b: int) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-INFO = DataInfo("toy", (1, 4, 4), 50)
+INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 
 
 def made(**settings: object) -> Model:

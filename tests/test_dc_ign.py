@@ -27,6 +27,7 @@ SPRITES = DataInfo(
     1000,
     ("color", "shape", "scale", "posX"),
     (1, 3, 6, 32),
+    binary=True,
     value_names=((), ("square", "ellipse", "heart"), (), ()),
 )
 

@@ -14,7 +14,7 @@ from vaecli import models, registry
 from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import Model, NoPrior
 
-INFO = DataInfo("toy", (1, 4, 4), 50)
+INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 F64 = torch.float64
 
 

@@ -9,7 +9,7 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import Model, total
 from vaecli.objectives.covariance import covariance, from_identity
 
-INFO = DataInfo("toy", (1, 4, 4), 50)
+INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 F64 = torch.float64
 both = pytest.mark.parametrize("name", ["dip-vae-i", "dip-vae-ii"])
 

@@ -16,7 +16,7 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.data.squares import Config as Squares
 from vaecli.models.base import Model
 
-INFO = DataInfo("toy", (1, 4, 4), 40, total=50)
+INFO = DataInfo("toy", (1, 4, 4), 40, binary=True, total=50)
 F64 = torch.float64
 
 

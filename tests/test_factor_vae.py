@@ -14,7 +14,7 @@ from vaecli.models.factor_vae import Model as FactorVAE
 from vaecli.nets import critics
 from vaecli.settings.optim import Adam
 
-INFO = DataInfo("toy", (1, 4, 4), 50)
+INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 F64 = torch.float64
 
 

@@ -11,7 +11,7 @@ from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import Model, total
 from vaecli.objectives.mmd import Kernel, mmd2
 
-INFO = DataInfo("toy", (1, 4, 4), 50)
+INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 F64 = torch.float64
 
 
