@@ -1,11 +1,16 @@
 """Likelihoods beside Bernoulli and Gaussian: values, normalisation, means; and the running variance."""
 
+import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import Result
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch import distributions as dist
@@ -128,3 +133,24 @@ def test_learned_running_and_optimal_agree() -> None:
     exact = float((x - x.mean(dim=0, keepdim=True)).square().mean().sqrt())
     for variance, sigma in found.items():
         assert sigma == pytest.approx(exact, rel=0.01), variance
+
+
+@pytest.mark.parametrize(("bias", "alive"), [("auto", True), ("data", False)])
+def test_a_gaussian_decoder_with_rectified_layers_does_not_start_at_the_mean_image(
+    vae: Callable[..., Result], tmp_path: Path, bias: str, alive: bool
+) -> None:
+    # Started there, its units are dead within 100 steps and every latent collapses for good.
+    chance = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    blobs = [
+        np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * s * s))
+        for cy, cx, s in chance.uniform((5, 5, 1), (10, 10, 2.5), (2000, 3))
+    ]
+    np.save(tmp_path / "blobs.npy", (255 * np.stack(blobs)).astype(np.uint8))
+    net = "model.net={name: mlp, hidden: [400, 400]}"
+    how = ["-S", net, "-S", "model.likelihood={name: gaussian, sigma: 0.3}", "-S", f"model.output_bias={bias}"]
+    done = vae("train", "--data", f"array:{tmp_path / 'blobs.npy'}", "--latent-dim", 8, *how, "--lr", 1e-3,
+               "--batch-size", 128, "--steps", 200, "--name", "run", "--seed", 0)  # fmt: skip
+    assert done.code == 0, done.err
+    kl = json.loads(vae("analyze", "runs/run", "--json").out)["totals"]["kl"]
+    assert (kl > 1) is alive, kl

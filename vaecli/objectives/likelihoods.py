@@ -6,7 +6,7 @@ so that with sigma = 1 the reconstruction term is half the squared error plus a 
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -101,10 +101,11 @@ class Likelihood(nn.Module):
     """p(x|out), where `out` (B, C, H, W) is the decoder's raw output.
 
     `levels`: how many values a pixel has, evenly spaced in [0, 1], of whose images it is a probability; None of a
-    density.
+    density. `logits`: `out` is a logit, not a value of the image.
     """
 
     levels: int | None = None
+    logits: ClassVar[bool] = False
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         """The expected image, (B, C, H, W)."""
@@ -127,6 +128,7 @@ class Bernoulli(Likelihood):
     """Independent coins; for pixels between 0 and 1 the cross-entropy, as is usual."""
 
     levels = 2
+    logits = True
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         return torch.sigmoid(out_BCHW)
@@ -255,6 +257,8 @@ class Laplace(Likelihood):
 
 class ContinuousBernoulli(Likelihood):
     """A density on [0, 1] with the Bernoulli's cross-entropy in it (Loaiza-Ganem & Cunningham 2019)."""
+
+    logits = True
 
     def mean(self, out_BCHW: Tensor) -> Tensor:
         return terms.continuous_bernoulli_mean(out_BCHW)
