@@ -305,7 +305,7 @@ def test_labels_of_minus_one_and_one(capsys):
     dataset = arrays(labels)
     assert torch.equal(dataset.labels, torch.from_numpy((labels + 1) // 2))
     assert (dataset.info.factor_sizes, dataset.info.value_names) == ((2,) * 4, (("-1", "1"),) * 4)
-    assert "two values" in capsys.readouterr().err
+    assert "one of two values" in capsys.readouterr().err
     # With a third value, -1 is what is not known.
     assert arrays(np.array([-1, 0, 1])).labels[:, 0].tolist() == [-1, 0, 1]
     assert arrays(np.array([-1, -1, -1])).labels[:, 0].tolist() == [-1, -1, -1]

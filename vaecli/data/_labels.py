@@ -97,7 +97,8 @@ def from_array(where: object, values: Array, names: Sequence[str] | None, n: int
     whole = [_whole(values[:, j]) if values.dtype.kind in "biuf" else None for j in range(k)]
     two = all(found is not None and set(np.unique(found).tolist()) <= {-1, 1} for found in whole)
     if two := two and any((values == -1).ravel()) and any((values == 1).ravel()):
-        output.notice(f"{where}: the labels are -1 and 1, which are taken for two values of each factor, 0 and 1")
+        # Elsewhere -1 says that a label is not known.
+        output.warning(f"{where}: the labels are -1 and 1: -1 is taken for one of two values, not for a missing label")
     columns: dict[str, tuple[Array, list[str]] | None] = {}
     for j, name in enumerate(names or (["class"] if k == 1 else [f"factor{j}" for j in range(k)])):
         if two:
