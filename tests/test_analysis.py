@@ -20,7 +20,7 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis.metrics.base import Score
 from vaecli.training import checkpoint
 
-SEVEN = ["latent", "mean_mu", "var_mu", "mean_sigma2", "sum", "kl", "status"]
+SEVEN = ["latent", "kl", "mean_mu", "var_mu", "mean_sigma2", "sum", "status"]
 
 
 @pytest.fixture(autouse=True)

@@ -107,8 +107,7 @@ def test_same_seed_same_numbers() -> None:
     _, _, x = codes(64, 4)
 
     def recon(seed: int) -> float:
-        torch.manual_seed(seed)
-        return latent_statistics(Known(4), batches(x, [64]), {}).recon
+        return latent_statistics(Known(4), batches(x, [64]), {}, seed=seed).recon
 
     assert recon(1) == recon(1) != recon(2)
 
@@ -227,7 +226,7 @@ def test_variance_law_broken_is_said_with_numbers() -> None:
     moved = torch.zeros(10, dtype=torch.float64)
     moved[4] = 0.5
     name, sentences = verdict(replace(ALL, mean_D=moved), NAMES)
-    assert name == "healthy" and "z4 has mean 0.50" in sentences[1] and "1 of 10" in sentences[1]
+    assert name == "undertrained" and "z4 has mean 0.50" in sentences[1] and "1 of 10" in sentences[1]
     assert len(verdict(replace(ALL, mean_D=moved), NAMES, standard_prior=False).sentences) == 1
 
 
@@ -238,7 +237,7 @@ def test_nan_is_named_and_never_healthy() -> None:
     assert verdict(broken, NAMES).name == "not finite" and "z6" in verdict(broken, NAMES).sentences[0]
     assert broken.order()[-1] == 6
     assert verdict(replace(ALL, recon=math.inf), NAMES).name == "not finite"
-    assert [row[5] for row in tables.table_rows(broken, NAMES)[1]][-1] == "n/a"
+    assert [row[1] for row in tables.table_rows(broken, NAMES)[1]][-1] == "n/a"
 
 
 def test_codes_of_an_autoencoder() -> None:
@@ -310,7 +309,7 @@ def test_prior_mismatch_by_moments_needs_no_diagnosis() -> None:
     name, sentences = verdict(shifted, NAMES)
     assert name == "prior mismatch" and "2.45 nats" in sentences[-2] and "Not at rest" in sentences[1]
     assert verdict(shifted, NAMES, standard_prior=False).name == "healthy"
-    assert verdict(replace(shifted, kl_D=10 * ALL.kl_D), NAMES).name == "healthy"  # little of a rate of 200 nats
+    assert verdict(replace(shifted, kl_D=10 * ALL.kl_D), NAMES).name == "undertrained"  # little of a rate of 200 nats
     assert verdict(replace(shifted, n=50), NAMES).name == "not judged"
 
 
@@ -394,7 +393,9 @@ def test_every_verdict_has_its_name() -> None:
 def test_codes_without_a_model_have_no_reconstruction() -> None:
     stats = replace(ALL, recon=None, recon_error=None, elbo_error=None)
     assert stats.elbo is None and verdict(stats).name == "healthy" and "reconstruction" not in verdict(stats)[1][0]
-    assert tables.totals_text(stats) == "KL 20.000 nats; 10 of 10 latents active; 1,000 images"
+    assert tables.totals_text(stats) == (
+        "KL 20.000 nats; 10 of 10 latents active by var mu > 0.01; 10 with KL > 0.02 nats; 1,000 images"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ while training
@@ -425,11 +426,17 @@ def test_a_kl_that_is_not_finite_is_called_at_once() -> None:
     assert said is not None and "z1, z2" in said and said.startswith("not finite")
 
 
+def test_latents_that_are_active_in_vain_are_counted_apart() -> None:
+    stats = made([0.5, 0.5, 0.5, 0.5], [1.0, 0.5, 0.019, 0.001])
+    assert stats.active == 4 and stats.worth == 2
+    assert "variance of mu above 0.01, 2 with a KL above 0.02 nats" in verdict(stats)[1][0]
+
+
 def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:
     stats = made([0.001, 0.9, 0.5], [0.01, 1.25, 2.5])
     headers, rows, styles = tables.table_rows(stats, ["a", "b", "c"])
-    assert list(headers) == ["latent", "mean mu", "var mu", "mean sigma^2", "sum", "KL (nats)", "status"]
-    assert rows[0] == ["c", "0.0000", "0.5000", "0.5000", "1.0000", "2.5000", "active"]
+    assert list(headers) == ["latent", "KL (nats)", "mean mu", "var mu", "mean sigma^2", "sum", "status"]
+    assert rows[0] == ["c", "2.5000", "0.0000", "0.5000", "0.5000", "1.0000", "active"]
     assert [row[0] for row in rows] == ["c", "b", "a"] and styles == [None, None, "dim"]
 
 

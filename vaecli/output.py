@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import select
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,17 +72,57 @@ def _lines(*lines: str) -> str:
     return "\n  ".join(map(safe, lines))
 
 
+def width_of(stream: Any) -> int:
+    """Characters in a line of the terminal that a stream is; COLUMNS, where set, is believed first."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return shutil.get_terminal_size().columns
+
+
+def _shown(text: str, stream: Any) -> str:
+    """Prose as it is, or on a terminal in lines that end between words; what follows a line is indented below it."""
+    try:
+        if not stream.isatty():
+            return text
+    except (ValueError, AttributeError):
+        return text
+    lines = []
+    for line in text.split("\n"):
+        label, start = _label(line), len(line) - len(line.lstrip(" "))
+        below = " " * (start + 2 if label is None else label)
+        lines += textwrap.wrap(
+            line, max(width_of(stream), 2 * len(below), NARROW), subsequent_indent=below, break_long_words=False,
+            break_on_hyphens=False, drop_whitespace=True, replace_whitespace=False,
+        ) or [""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _label(line: str) -> int | None:
+    """Where the text begins after a word that stands in a column of its own, as in `model      vae: 20 latents`."""
+    word, gap, rest = line.partition("  ")
+    return len(line) - len(rest.lstrip(" ")) if gap and rest and word and " " not in word else None
+
+
 def notice(text: str, *more: str) -> None:
     """A line of information on stderr, and `more` below it."""
     _log.info(_lines(text, *more))
     if not _quiet:
-        _stderr(_lines(text, *more))
+        _stderr(_shown(_lines(text, *more), sys.stderr))
+
+
+def prose(text: str) -> None:
+    """A sentence of the result on stdout; on a terminal it breaks between words."""
+    result(*_shown(safe(text), sys.stdout).split("\n"))
 
 
 def warning(text: str) -> None:
     """One line that is shown even when quiet."""
     _log.warning(safe(text))
-    _stderr(f"vae: warning: {safe(text)}")
+    _stderr(_shown(f"vae: warning: {safe(text)}", sys.stderr))
 
 
 def relay(line: str) -> None:
@@ -91,9 +133,9 @@ def relay(line: str) -> None:
 def error(text: str, hint: str | None = None, more: Sequence[str] = ()) -> None:
     """The one or two lines with which a command fails; `more` where there is a list of what is wrong."""
     _log.error(_lines(text, *more))
-    _stderr(f"vae: error: {_lines(text, *more)}")
+    _stderr(_shown(f"vae: error: {_lines(text, *more)}", sys.stderr))
     if hint:
-        _stderr(f"  hint: {safe(hint)}")
+        _stderr(_shown(f"  hint: {safe(hint)}", sys.stderr))
 
 
 PATIENCE = 5.0  # seconds that a message waits for a reader who does not read
@@ -145,7 +187,7 @@ def progress(description: str, total: float | None) -> Iterator[Callable[[float]
 
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=min(40, max(4, width_of(sys.stderr) - len(description) - 32))),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
@@ -223,8 +265,8 @@ def table(
     left: int = 1,
 ) -> None:
     """A rich table on a terminal (`styles`: one rich style a row; the first `left` columns hold words, the others
-    numbers, which are never cut: where they do not fit side by side, they stand in tables one below the other);
-    tab-separated and untruncated in a pipe.
+    numbers, which are never cut: where they do not fit side by side, they stand in tables one below the other, and
+    names that head the rows are shortened in their middle); tab-separated and untruncated in a pipe.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     if to_stderr and _quiet:
@@ -245,6 +287,9 @@ def table(
     cells = [[safe(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(line) for row in cells for line in row[i].splitlines() or [""]) for i in range(len(headers))]
     words = min(sum(widths[:left]) + PADDING * left, max(NARROW, console.width // 3))
+    if left == 1:
+        names = shortened([row[0] for row in cells], words)
+        cells = [[name, *row[1:]] for name, row in zip(names, cells, strict=True)]
     for k, block in enumerate(blocks(widths[left:], words, console.width)):
         drawn = Table(title=Text(safe(title)) if title and k == 0 else None, box=box.SIMPLE_HEAD, pad_edge=False)
         kept = [*range(left), *(left + i for i in block)]
@@ -255,6 +300,13 @@ def table(
         for row, style in zip(cells[1:], styles or [None] * len(rows), strict=True):
             drawn.add_row(*(Text(row[i]) for i in kept), style=style or "")
         console.print(drawn)
+
+
+def shortened(names: Sequence[str], room: int) -> list[str]:
+    """Names of at most so many characters, `…` in place of their middle; as they are where two would look alike."""
+    head = room - 1 - (room - 1) // 2
+    cut = [n if len(n) <= room else f"{n[:head]}…{n[len(n) - (room - 1 - head) :]}" for n in names]
+    return cut if len(set(cut)) == len(set(names)) else list(names)
 
 
 def blocks(widths: Sequence[int], taken: int, width: int) -> list[list[int]]:

@@ -42,6 +42,14 @@ def summary(kind: str, name: str) -> str:
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
+def about(kind: str, name: str) -> str:
+    """The docstring of a module, read without importing it; ConfigError with the nearest name where there is none."""
+    modules = _modules(kind)
+    if name not in modules:
+        raise ConfigError(f"no {kind} is called {name[:80]!r}{nearest(name, modules)}")
+    return ast.get_docstring(ast.parse(modules[name][1].read_text(encoding="utf-8"))) or ""
+
+
 def load(kind: str, name: str) -> ModuleType:
     """Import the module behind a name; ConfigError with the nearest name where there is none.
 

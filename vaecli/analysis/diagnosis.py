@@ -14,7 +14,7 @@ import torch
 from vaecli.analysis import tables
 from vaecli.analysis.advice import EARLY, Evidence, Levers, levers, more_weight, remedy
 from vaecli.analysis.gathering import latent_statistics, limited
-from vaecli.analysis.statistics import ACTIVE_VARIANCE, LevelStatistics, Statistics
+from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
 from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
 from vaecli.models.base import Model
@@ -63,7 +63,8 @@ def verdict(
 
     Not finite: a number is not.
     Undertrained: the reconstructions are no better than one constant image, the mean, or the KL costs more than the
-    latents gain over it: the training was too short, or went wrong.
+    latents gain over it: the training was too short, or went wrong. And, last of all, a sound model that is not at
+    rest: the variance law of a trained-out latent is off by more than a tenth.
     Collapsed: no latent depends on the image, or all together hold less than 0.1 nats.
     Partly collapsed: fewer latents are active than the data have factors or, with factors unknown, at most half of
     them. Other unused latents are what a KL penalty does with spare ones, and no fault.
@@ -96,7 +97,7 @@ def verdict(
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
     sentences = [
-        f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}); "
+        f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}{_worth(stats)}); "
         f"{'KL' if stats.kl_error is None else 'rate'} {kl:.3g} nats in all{recon}."
     ]
     if (worse := _worse_than_blank(stats, known, step)) is not None:
@@ -134,8 +135,15 @@ def verdict(
                 f"{stats.n:,} images are too few to tell whether z holds too much or too little; it takes {FEW_IMAGES}"
             )
             return Verdict("not judged", [*sentences, f"{few}: hold out more, or --split all."])
-        return Verdict("healthy", [*sentences, *_known(evidence, stats.n), *restless])
+        return Verdict("undertrained" if restless else "healthy", [*sentences, *_known(evidence, stats.n), *restless])
     return Verdict(found.name, _one_first([*sentences, *restless, *found.sentences]))
+
+
+def _worth(stats: Statistics) -> str:
+    """How many latents hold a KL that is worth naming, where they are others than the active ones."""
+    if stats.worth is None or stats.worth == stats.active:
+        return ""
+    return f", {stats.worth} with a KL above {WORTH:g} nats"
 
 
 def _one_first(sentences: Sequence[str]) -> list[str]:
@@ -294,8 +302,8 @@ def final_report(
 ) -> tuple[list[Table], list[str], Verdict]:
     """The tables of a model's latents over images, one a level; lines about the levels; the verdict.
 
-    `{images}` in `title` becomes the number of images. The model should be in evaluation mode and torch's global
-    generator seeded. InputError if there are no images.
+    `{images}` in `title` becomes the number of images. The model should be in evaluation mode. InputError if there are
+    no images.
     """
     stats = latent_statistics(model, batches, hyper, on_batch)
     names = model.latent_names()
@@ -304,7 +312,12 @@ def final_report(
         heading = " - ".join(filter(None, [table.title, title.replace("{images}", f"{stats.n:,}")]))
         shown.append(table._replace(title=heading or None))
     said = verdict(stats, names, hyper, factors=factors, step=step, model=model)
-    return shown, tables.level_texts(stats), said
+    lines = [
+        tables.totals_text(stats),
+        *filter(None, [tables.nll_text(model)]),
+        *tables.level_texts(stats),
+    ]
+    return shown, lines, said
 
 
 def discriminator_wins(record: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vaecli.models.base import Level
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a latent is active if Var_x[E_q[z|x]] exceeds it
+WORTH = 0.02  # nats: what is counted beside the active latents, as the variance of mu alone calls some active in vain
 ACTIVE_SHARE = 1e-4  # a deterministic code has no scale of its own: its variance is compared with the largest one
 JUDGED = ("gaussian", "point")  # kinds of levels whose latents are active or not
 
@@ -226,6 +227,13 @@ class Statistics:
         if not self.judged:
             return None
         return sum(int(part.active_D.sum()) for part in self.parts if part.level.kind in JUDGED)
+
+    @property
+    def worth(self) -> int | None:
+        """Number of latents whose mean KL is above `WORTH`; None unless every one that is judged has a KL."""
+        parts = [part for part in self.parts if part.level.kind in JUDGED]
+        known = [part.kl_D for part in parts if part.kl_D is not None]
+        return sum(int((kl_D > WORTH).sum()) for kl_D in known) if known and len(known) == len(parts) else None
 
     @property
     def kl(self) -> float | None:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from vaecli.analysis import axes, leak, metrics
 from vaecli.analysis.aggregate import RULES
-from vaecli.analysis.statistics import LevelStatistics, Statistics
+from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
 
 HEADINGS = {
-    "latent": "latent", "mean_mu": "mean mu", "var_mu": "var mu", "mean_sigma2": "mean sigma^2", "sum": "sum",
-    "kl": "KL (nats)", "perplexity": "perplexity", "status": "status", "level": "level",
+    "latent": "latent", "kl": "KL (nats)", "mean_mu": "mean mu", "var_mu": "var mu", "mean_sigma2": "mean sigma^2",
+    "sum": "sum", "perplexity": "perplexity", "status": "status", "level": "level",
 }  # fmt: skip
-FIELDS = ("latent", "mean_mu", "var_mu", "mean_sigma2", "sum", "kl", "status")  # of a latent, in every analysis
+FIELDS = ("latent", "kl", "mean_mu", "var_mu", "mean_sigma2", "sum", "status")  # of a latent, in every analysis
 LABEL_FIELDS = ("latent", "mean_mu", "var_mu", "status")
 CODE_FIELDS = ("latent", "perplexity", "status")
 DIM = ("inactive", "constant")
@@ -133,6 +133,7 @@ def totals(stats: Statistics) -> dict[str, int | float | None]:
         "kl": stats.kl,
         "latents": len(stats.mean_D),
         "active_units": stats.active,
+        "latents_with_kl": stats.worth,
     }
     if stats.kl_error is not None:
         found["kl_standard_error"] = stats.kl_error
@@ -182,8 +183,21 @@ def totals_text(stats: Statistics) -> str:
         else:
             parts.append(f"rate {number_text(stats.kl, 3)} +- {number_text(stats.kl_error, 3)} nats (sampled)")
     if stats.judged:
-        parts.append(f"{stats.active} of {stats.judged} latents active")
+        parts.append(f"{stats.active} of {stats.judged} latents active by var mu > {ACTIVE_VARIANCE:g}")
+        if stats.worth is not None:
+            parts.append(f"{stats.worth} with KL > {WORTH:g} nats")
     return "; ".join([*parts, f"{stats.n:,} images"])
+
+
+def nll_text(model: Any) -> str | None:
+    """What the reconstruction of a model is, said once, where it is the logarithm of a density."""
+    likelihood = getattr(model, "likelihood", None)
+    if not model.has_likelihood or likelihood is None or likelihood.levels is not None:
+        return None
+    return (
+        "the reconstruction is -log of a density of pixel values: it may fall below 0, and is compared only with runs "
+        "of the same likelihood on pixels of the same range"
+    )
 
 
 def level_texts(stats: Statistics) -> list[str]:

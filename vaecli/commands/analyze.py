@@ -97,8 +97,8 @@ def run(
         _latents(found)
         if control_rows:
             streams.table(controls.HEADERS, control_rows, left=3)
-        streams.result(tables.totals_text(found.stats))
-        _rest(found, streams.result, to_stderr=False, totals=False)
+        streams.prose(tables.totals_text(found.stats))
+        _rest(found, streams.prose, to_stderr=False, totals=False)
     elif control_alone:
         streams.table(controls.HEADERS, control_rows)
         _rest(found, streams.notice, to_stderr=True)
@@ -189,6 +189,8 @@ def _rest(
     """All but the latents."""
     if totals:
         say(tables.totals_text(found.stats))
+    if isinstance(found, Analysis) and (about := tables.nll_text(found.loaded.model)) is not None:
+        say(about)
     for line in tables.level_texts(found.stats):
         say(line)
     if isinstance(found, Analysis) and (facts := found.loaded.model.facts()):

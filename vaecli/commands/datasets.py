@@ -1,12 +1,14 @@
 """`vae datasets NAME`: what a data set holds, with a hash of all its images."""
 
 import hashlib
+import sys
 from typing import Any
 
 import torch
 
 from vaecli import config as configs
 from vaecli import data, output
+from vaecli.commands.settings import options
 from vaecli.commands.train import Layers, resolve
 from vaecli.data.base import Dataset
 
@@ -31,10 +33,13 @@ def show(spec: str, sets: list[str], json: bool) -> None:
         "source": info.source,
         **numbers(dataset),
     }
+    settings = options("dataset", spec.partition(":")[0])
     if json:
-        output.result_json({"schema": 1, **record})
+        output.result_json({"schema": 1, **record, "options": [option._asdict() for option in settings]})
     else:
         output.table(("", info.name), [[key, _text(value)] for key, value in list(record.items())[1:]], left=2)
+        if sys.stdout.isatty():  # in a pipe there is one table: --options gives this one
+            output.table(("option", "type", "default"), [list(option) for option in settings], left=3)
 
 
 def numbers(dataset: Dataset) -> dict[str, Any]:

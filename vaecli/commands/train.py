@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, models, output, presets
+from vaecli import data, device, models, output, presets, registry
 from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
@@ -82,6 +83,30 @@ def with_default(layers: Layers) -> Layers:
     return layers._replace(preset=DEFAULT_PRESET)
 
 
+def check_flags(layers: Layers, tree: trees.Tree) -> None:
+    """ConfigError for a flag of a setting that the model does not have, with the models that have it."""
+    section = tree.values.get("model", {})
+    name = section.get("name", "vae") if isinstance(section, dict) else section
+    if name not in registry.names("model"):
+        return  # which the configuration says
+    for key, (flag, value) in layers.flags.items():
+        field = key.partition(".")[2]
+        if key.startswith("model.") and field != "name" and not _takes(str(name), field):
+            takers = [other for other in registry.names("model") if _takes(other, field)]
+            first = f"{field}-vae" if f"{field}-vae" in takers else takers[0]
+            data_set = "-".join((layers.preset or "").split("-")[-1:])
+            preset = f"{first}-{data_set}" if f"{first}-{data_set}" in presets.paths() else None
+            instead = f"--preset {preset}" if preset else f"--model {first}"
+            raise ConfigError(
+                f"{flag} {value:g}: the model {name} has no {field}",
+                f"{instead} {flag} {value:g}; models that have it: {', '.join(takers)}",
+            )
+
+
+def _takes(model: str, field: str) -> bool:
+    return field in registry.load("model", model).Config.model_fields
+
+
 def run_prefix(preset: str | None, tree: trees.Tree) -> str:
     """What a run directory's name starts with: the preset, or model and data set."""
     if preset is not None:
@@ -145,11 +170,16 @@ def run(
         record = session.resume(Path(resume), lambda old: _changed(old, layers), options, Judge())
         _result(record, json)
         return
-    layers = with_default(layers)
+    if not names_a_run(layers):
+        raise ConfigError(
+            "nothing to train is named: a preset, a model, data or a configuration",
+            "vae train --preset vae-mnist; or --data folder:PHOTOS for images of your own",
+        )
     if seeds is not None and ("seed" in layers.flags or any(text.partition("=")[0] == "seed" for text in layers.sets)):
         raise ConfigError("--seeds and --seed exclude each other")
     tree = resolve(layers)
     prefix = run_prefix(layers.preset, tree)
+    check_flags(layers, tree)
     config = configs.build(tree)
     if name is not None:
         rundir.check_name(name)
@@ -199,7 +229,18 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     return new
 
 
+def _look(record: Mapping[str, Any]) -> None:
+    """What to look at next, in one line."""
+    run = shlex.quote(str(record["run"]))
+    if record.get("status") == "time limit":
+        output.notice(f"next       vae report {run}; vae train --resume {run} goes on from here")
+    elif record.get("status") == "finished":
+        output.notice(f"next       vae report {run} for all of it as a page, or vae explore {run}")
+
+
 def _result(record: Mapping[str, Any], json: bool) -> None:
+    if "status" in record:
+        _look(record)
     if json:
         output.result_json(dict(record))
     else:

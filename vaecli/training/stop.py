@@ -17,13 +17,13 @@ class Stop:
     def __init__(self, max_seconds: float | None = None) -> None:
         self.signal: int | None = None
         self.saves = 0  # how often saving was asked for; each run remembers how many of these it has obeyed
-        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
 
     @property
     def reason(self) -> str | None:
         if self.signal is not None:
             return "interrupted"
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
             return "time limit"
         return None
 
