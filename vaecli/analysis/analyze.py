@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vaecli import device as devices
+from vaecli import noise
 from vaecli import output as streams
 from vaecli.analysis import (
     aggregate,
@@ -139,10 +140,9 @@ def analyze(
     model, names = loaded.model, loaded.model.latent_names()
     hyper = loaded.hyper
     prepared = quality.prepare(asked, loaded, dataset, view)
-    devices.seed(seed, "analyze")
     with torch.inference_mode(), streams.progress("analyzing", images) as advance:
         batches = limited(view.batches(batch_size), images)
-        stats = latent_statistics(model, batches, hyper, advance)
+        stats = latent_statistics(model, batches, hyper, advance, seed=seed, draws=noise.draws(images))
     about: dict[str, Any] = {"factors": dataset.varying_factors, "step": loaded.step, "model": model}
     verdict = diagnosis.verdict(stats, names, hyper, **about)
     latents = tables.records(stats, names)

@@ -299,13 +299,15 @@ def final_report(
     factors: int | None = None,
     step: int | None = None,
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[list[Table], list[str], Verdict]:
-    """The tables of a model's latents over images, one a level; lines about the levels; the verdict.
+    draws: int = 1,
+) -> tuple[Statistics, list[Table], list[str], Verdict]:
+    """The statistics of a model over images, with the noise that `analyze` has; the tables of its latents, one a level;
+    lines about the model and its levels; the verdict.
 
     `{images}` in `title` becomes the number of images. The model should be in evaluation mode. InputError if there are
     no images.
     """
-    stats = latent_statistics(model, batches, hyper, on_batch)
+    stats = latent_statistics(model, batches, hyper, on_batch, draws=draws)
     names = model.latent_names()
     shown = []
     for table in tables.level_tables(stats, names):
@@ -317,7 +319,7 @@ def final_report(
         *filter(None, [tables.nll_text(model)]),
         *tables.level_texts(stats),
     ]
-    return shown, lines, said
+    return stats, shown, lines, said
 
 
 def discriminator_wins(record: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from vaecli.analysis.statistics import JUDGED, Accuracy, LevelStatistics, Moment
 from vaecli.batch import Batch, DataInfo, at_once
 from vaecli.errors import InputError
 from vaecli.models.base import Inference, Level, Model, NoPrior
+from vaecli.noise import ByImage
 from vaecli.objectives import distributions
 from vaecli.objectives.likelihoods import Likelihood
 
@@ -38,14 +39,20 @@ def latent_statistics(
     batches: Iterable[Batch],
     hyper: Mapping[str, float],
     on_batch: Callable[[int], None] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 1,
 ) -> Statistics:
     """Stream over images and gather `Statistics`; the model should be in evaluation mode.
 
-    Reconstruction and rates are of one ancestral draw an image, which comes from torch's global generator: seed it
-    first. `on_batch` is told the number of images of each batch. InputError if there are no images.
+    Reconstruction and rates are means over `draws` ancestral draws an image, whose noise is that of the image and
+    `seed` (`noise.ByImage`): no number depends on the size of the batches. `on_batch` is told the number of images of
+    each batch. InputError if there are no images.
     """
     gathered = [_Gathered(model, level) for level in model.inferred]
     recon, cost, bound, mse = (Moments() for _ in range(4))
+    recons: list[Tensor] = []
+    bounds: list[Tensor] = []
     first: list[Tensor] = []  # images, as many as fit into memory at once
     n = 0
     with torch.inference_mode():
@@ -54,21 +61,29 @@ def latent_statistics(
             if n < at_once(model.info.shape, BLANK_IMAGES):
                 first.append(x_BCHW)
             n += len(x_BCHW)
-            found = model.infer(x_BCHW, sample=True)
-            rates = model.rates(found)
+            sums = _Sums()
+            for draw in range(draws):
+                with ByImage(seed, batch.index_B, draw) as noise:
+                    found = model.infer(x_BCHW, sample=True)
+                    rates = model.rates(found)
+                    sums.add(rates, _nll(model, x_BCHW, found, hyper))
+                if draw == 0:
+                    first_draw = found
+                if noise.calls == 0:
+                    break  # nothing is drawn
+            found, (rates, nll_B) = first_draw, sums.means()
             tables = _tables(model, x_BCHW, found)
             for level, part in zip(model.inferred, gathered, strict=True):
                 part.add(batch, found, rates.get(level.name), *tables[level.name])
             costs = [rate.flatten(1).sum(dim=1) if rate.dim() > 1 else rate for rate in rates.values()]
             if costs:
                 cost.add(sum(costs[1:], costs[0]))
-            if model.has_likelihood:
-                log_prob_B = model.log_prob(x_BCHW, model.complete(found.values), hyper)
-                assert log_prob_B is not None
-                nll_B = -log_prob_B
+            if nll_B is not None:
                 recon.add(nll_B)
+                recons.append(nll_B.cpu().double())
                 if all(level.name in rates for level in model.levels):
                     bound.add(nll_B + sum(costs[1:], costs[0]))
+                    bounds.append(-(nll_B + sum(costs[1:], costs[0])).cpu().double())
             elif gathered:
                 y_BCHW = model.image(model.complete(model.infer(x_BCHW).values))
                 mse.add((x_BCHW.cpu().double() - y_BCHW.cpu().double()).square().flatten(1).mean(dim=1))
@@ -96,7 +111,38 @@ def latent_statistics(
         kl_error=float(cost.standard_error) if cost.n and not all(part.exact for part in levels) else None,
         blank=float(blank.mean) if blank.n else None,
         blank_error=float(blank.standard_error) if blank.n else None,
+        recon_N=torch.cat(recons) if recons else None,
+        elbo_N=torch.cat(bounds) if bounds else None,
     )
+
+
+def _nll(model: Model, x_BCHW: Tensor, found: Inference, hyper: Mapping[str, float]) -> Tensor | None:
+    """-log p(x|z) of what was drawn, (B,); None without a likelihood."""
+    if not model.has_likelihood:
+        return None
+    log_prob_B = model.log_prob(x_BCHW, model.complete(found.values), hyper)
+    assert log_prob_B is not None
+    return -log_prob_B
+
+
+class _Sums:
+    """Rates and -log p(x|z) of several draws of a batch, and their means."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.rates: dict[str, Tensor] = {}
+        self.nll_B: Tensor | None = None
+
+    def add(self, rates: Mapping[str, Tensor], nll_B: Tensor | None) -> None:
+        self.n += 1
+        for name, rate in rates.items():
+            self.rates[name] = rate + self.rates[name] if name in self.rates else rate
+        if nll_B is not None:
+            self.nll_B = nll_B if self.nll_B is None else self.nll_B + nll_B
+
+    def means(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        means = {name: rate / self.n if self.n > 1 else rate for name, rate in self.rates.items()}
+        return means, None if self.nll_B is None else self.nll_B / self.n
 
 
 def _blank(model: Model, images: Sequence[Tensor], hyper: Mapping[str, float]) -> Moments:

@@ -189,6 +189,8 @@ class Statistics:
     kl_error: float | None = None  # of `kl`, where it is an estimate from draws
     blank: float | None = None  # E_x[-log p(x|...)] of the mean image in place of every decoded one, in nats
     blank_error: float | None = None  # its standard error
+    recon_N: Tensor | None = None  # of each image, in their order
+    elbo_N: Tensor | None = None
 
     @property
     def parts(self) -> tuple[LevelStatistics, ...]:

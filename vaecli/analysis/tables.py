@@ -174,7 +174,7 @@ def totals_text(stats: Statistics) -> str:
     if stats.elbo is not None:
         parts.append(f"ELBO {number_text(stats.elbo, 2)} +- {number_text(stats.elbo_error, 2)} nats")
     if stats.recon is not None:
-        parts.append(f"reconstruction {number_text(stats.recon, 2)} nats")
+        parts.append(f"reconstruction {number_text(stats.recon, 2)} +- {number_text(stats.recon_error, 2)} nats")
     if stats.mse is not None:
         parts.append(f"MSE {number_text(stats.mse, 6)} +- {number_text(stats.mse_error, 6)} a pixel")
     if stats.kl is not None:

@@ -1,6 +1,5 @@
 """Groups of runs side by side: as a table on a terminal, as rows of a file, as a record."""
 
-import json as json_format
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +7,21 @@ from typing import Any
 from vaecli import output as streams
 from vaecli.analysis.tables import number_text
 from vaecli.commands._groups import Column, Group, Summary
+from vaecli.commands._labels import labels, value_text
 
 
 def flat(groups: Sequence[Group], columns: Sequence[Column], missing: str | None) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows with mean and standard deviation apart; rounded where `missing` says what stands for none,
-    else with all digits."""
+    """Headings and rows with mean, standard deviation and standard error apart; rounded where `missing` says what
+    stands for none, else with all digits."""
     keys = list(groups[0].settings)
-    headings = ["run", "seeds", *keys, *(text for c in columns for text in (c.key, f"{c.key}_sd"))]
+    parts = {c.key: [f for f in Summary._fields if f != "error" or _has_error(groups, c)] for c in columns}
+    short = {"mean": "", "sd": "_sd", "error": "_se"}
+    headings = ["run", "seeds", *keys, *(f"{c.key}{short[part]}" for c in columns for part in parts[c.key])]
     rows = []
     for group in groups:
-        row = [group.name, str(len(group.runs)), *(_setting_text(group.settings[key]) for key in keys)]
+        row = [group.name, str(len(group.runs)), *(value_text(group.settings[key]) for key in keys)]
         for column in columns:
-            for value in group.values[column.key]:
+            for value in (getattr(group.values[column.key], part) for part in parts[column.key]):
                 if missing is None:
                     row.append("" if value is None else repr(value))
                 else:
@@ -33,22 +35,27 @@ def _digits(column: Column, group: Group) -> int:
     return max(column.digits, 1) if len(group.runs) > 1 else column.digits
 
 
-def _setting_text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json_format.dumps(value)
+def _has_error(groups: Sequence[Group], column: Column) -> bool:
+    return any(group.values[column.key].error is not None for group in groups)
 
 
 def _cell(value: Summary, digits: int) -> str:
-    spread = "" if value.sd is None else f" +- {value.sd:.{digits}f}"
+    off = value.error if value.sd is None else value.sd
+    spread = "" if off is None else f" +- {off:.{digits}f}"
     return f"{number_text(value.mean, digits)}{spread}"
 
 
+def named(groups: Sequence[Group]) -> list[str]:
+    """What each group is called: the settings in which it differs from the others, else the name of its run."""
+    found = labels([group.settings for group in groups])
+    if not all(found) or len(set(found)) < len(found):
+        return [streams.safe(group.name) for group in groups]
+    return [streams.safe(label) for label in found]
+
+
 def draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]]) -> None:
-    """On a terminal: the best of each column bold and with a star. Where it is too narrow for all columns they go
-    into several tables, one below the other, each with the names of the runs."""
+    """On a terminal: a row is called by the settings in which it differs; the best of each column bold and with a
+    star. Where it is too narrow for all columns they go into several tables, one below the other."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -58,28 +65,36 @@ def draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, lis
         text = _cell(groups[i].values[column.key], _digits(column, groups[i]))
         return Text(f"{text} *", style="bold") if i in best[column.key] else Text(text)
 
-    parts = [
-        [Text(key), *(Text(streams.safe(_setting_text(g.settings[key]))) for g in groups)] for key in groups[0].settings
-    ]
-    parts.append([Text("seeds"), *(Text(str(len(group.runs))) for group in groups)])
+    parts = [[Text("seeds"), *(Text(str(len(group.runs))) for group in groups)]]
     parts += [[Text(c.heading), *(number(i, c) for i in range(len(groups)))] for c in columns]
-    names = [Text(streams.safe(group.name)) for group in groups]
+    called = named(groups)
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-    width_of_names = min(max(map(len, names)), max(streams.NARROW, console.width // 3))
+    width_of_names = min(max(map(len, ["run", *called])), max(streams.NARROW, console.width // 3))
+    names = [Text(name) for name in streams.shortened(called, width_of_names)]
     widths = [max(map(len, part)) for part in parts]
     for block in streams.blocks(widths, width_of_names + 2, console.width):
         taken = [parts[i] for i in block]
         drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        drawn.add_column(Text("run"), overflow="fold")
+        drawn.add_column(Text("run"), max_width=width_of_names)
         for heading, *_ in taken:
             drawn.add_column(heading, justify="right", no_wrap=True)
         for name, *cells in zip(names, *(cells for _, *cells in taken), strict=True):
             drawn.add_row(name, *cells)
         console.print(drawn)
+    if called != [group.name for group in groups]:
+        for label, group in zip(called, groups, strict=True):
+            streams.notice(f"{label}: {', '.join(run.name for run in group.runs)}")
     if any(best.values()):
-        streams.notice("* the best mean of its column")
+        streams.notice("* the best mean of its column, by more than two standard errors of the difference where known")
     if any(len(group.runs) > 1 for group in groups):
         streams.notice("+- the standard deviation over seeds (n - 1)")
+    if any(group.values[c.key].error is not None for group in groups for c in columns if len(group.runs) == 1):
+        streams.notice("+- of one run: the standard error of the mean over images")
+
+
+def _summary(value: Summary) -> dict[str, float | None]:
+    error = {} if value.error is None else {"standard_error": value.error}
+    return {"mean": value.mean, "sd": value.sd, **error}
 
 
 def record(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]], seed: int) -> dict[str, Any]:
@@ -103,7 +118,7 @@ def record(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, l
                 "runs": [run.name for run in group.runs],
                 "seeds": [run.config.seed for run in group.runs],
                 "settings": group.settings,
-                "values": {key: value._asdict() for key, value in group.values.items()},
+                "values": {key: _summary(value) for key, value in group.values.items()},
             }
             for group in groups
         ],

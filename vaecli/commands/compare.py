@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaecli import data, registry
+from vaecli import data, hub, registry
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import analyze as analysis
@@ -109,7 +109,7 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
     problems: list[InputError] = []
     unusable: list[str] = []
     for given in paths:
-        if not os.path.lexists(given):
+        if not hub.is_name(given) and not os.path.lexists(given):
             checkpoints.resolve(given)  # which is an error: a slip of the hand, and no run that has not saved yet
         try:
             file = checkpoints.resolve(given)
@@ -175,6 +175,9 @@ def _take(run: Run, found: analysis.Analysis) -> None:
     stats, view = found.stats, found.view
     active = None if stats.active is None else float(stats.active)
     run.values = {"elbo": stats.elbo, "recon": stats.recon, "kl": stats.kl, "active_units": active}
+    for key, value_N in (("elbo", stats.elbo_N), ("recon", stats.recon_N)):
+        if value_N is not None and run.values[key] is not None:
+            run.per_image[key] = value_N.numpy()
     run.likelihood = likelihood_of(found.loaded)
     for result in found.results:
         _keep(run, result)

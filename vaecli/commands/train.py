@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaecli import config as configs
-from vaecli import data, device, models, output, presets, registry
+from vaecli import data, device, models, noise, output, presets, registry
+from vaecli.analysis import tables
 from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
@@ -268,25 +269,27 @@ class Judge(session.Judge):
 
     def final(
         self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
-    ) -> None:
-        """The latents over (at most `train.eval_images`) held-out images, on stderr, and the verdict."""
+    ) -> dict[str, Any] | None:
+        """The latents over (at most `train.eval_images`) held-out images, on stderr, and the verdict; the totals with
+        their standard errors, as `analyze` of the same images has them."""
         if stop.signal is not None:
-            return
+            return None
         model.eval()
-        device.seed(config.seed, "final")
         unless_stopped = itertools.takewhile(
             lambda _: stop.signal is None, held_out.batches(at_once(model.info.shape, 500))
         )
-        tables, lines, found = final_report(
+        stats, shown, lines, found = final_report(
             model,
             limited(unless_stopped, config.train.eval_images),
             model.hyper(config.train.in_stage(step)),
             title=f"latents over {{images}} images ({held_out.name})",
             factors=factors,
             step=step,
+            draws=noise.draws(min(len(held_out), config.train.eval_images)),
         )
-        for table in tables:
+        for table in shown:
             output.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=True)
         for line in lines:
             output.notice(line)
         output.notice(f"verdict: {found.name}", *found.sentences)
+        return {**tables.totals(stats), "split": held_out.name, "verdict": found.name}

@@ -1,26 +1,30 @@
 """The training objective on held-out images."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaecli import device
+from vaecli import noise
 from vaecli.batch import Batch, Split, at_once
 from vaecli.config import RunConfig
 from vaecli.models.base import Model, Player, total
+from vaecli.noise import ByImage
 from vaecli.training.state import TrainState
 from vaecli.training.stop import Stop
 
 BATCH = 256
+SEED = 0  # of the noise: what `analyze` takes unless told another
 
 
 def evaluate(model: Model, split: Split, config: RunConfig, state: TrainState, stop: Stop) -> dict[str, Any] | None:
     """The objective of every player of the stage, in evaluation mode, averaged over the held-out images; `kl_j` per
     latent and `rates` per level.
 
-    The noise is the same at every evaluation of a run. A model whose terms depend on the batch is evaluated on whole
+    The noise is that of the images (`noise.ByImage`), several draws where they are few: the same at every evaluation,
+    in every run and in `analyze`, whatever the batches. A model whose terms depend on the batch is evaluated on whole
     batches of the training size (`batch_size` in the record). None if a signal asked to stop on the way.
     """
     model.eval()
@@ -29,25 +33,22 @@ def evaluate(model: Model, split: Split, config: RunConfig, state: TrainState, s
     size = config.train.batch_size
     if not model.batch_dependent:
         size = max(at_once(model.info.shape, BATCH), size)
+    draws = noise.draws(min(len(split), config.train.eval_images))
     sums: dict[str, float] = {}
     kl_D: Tensor | None = None
     seen = 0
     with torch.no_grad():  # not inference mode: a loss may take gradients of its own inside
-        for i, batch in enumerate(split.batches(size)):
+        for batch in split.batches(size):
             if stop.signal is not None:
                 return None
             batch = batch.part(config.train.eval_images - seen).to(model.device)
             n = len(batch.x_BCHW)
             if model.batch_dependent and n < size and seen > 0:
                 break  # not a whole one
-            device.seed(config.seed, "evaluate", i)
-            for player in playing:
-                prefix = "" if player is playing[0] else f"{player.name}."
-                for name, value in total(model.loss(_for(player, batch), hyper, player.name))[1].items():
-                    if name.endswith(".weight"):
-                        continue  # in the records of training
-                    sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value) * n
-            per_latent, rates = _rates(model, batch)
+            for name, value in _terms(model, playing, batch, hyper, draws, stop).items():
+                sums[name] = sums.get(name, 0.0) + value * n
+            with ByImage(SEED, batch.index_B):
+                per_latent, rates = _rates(model, batch)
             for name, value in rates.items():
                 sums[f"rate.{name}"] = sums.get(f"rate.{name}", 0.0) + value * n
             if per_latent is not None:
@@ -62,6 +63,25 @@ def evaluate(model: Model, split: Split, config: RunConfig, state: TrainState, s
     if model.batch_dependent:
         record["batch_size"] = min(size, seen)
     return {**record, "images": seen}
+
+
+def _terms(
+    model: Model, playing: list[Player], batch: Batch, hyper: Mapping[str, float], draws: int, stop: Stop
+) -> dict[str, float]:
+    """The logged scalars of every player's objective, means over the draws."""
+    sums: dict[str, float] = {}
+    done = 0
+    for draw in range(draws):
+        with ByImage(SEED, batch.index_B, draw) as drawn:
+            for player in playing:
+                prefix = "" if player is playing[0] else f"{player.name}."
+                for name, value in total(model.loss(_for(player, batch), hyper, player.name))[1].items():
+                    if not name.endswith(".weight"):  # which are in the records of training
+                        sums[prefix + name] = sums.get(prefix + name, 0.0) + float(value)
+        done += 1
+        if drawn.calls == 0 or stop.signal is not None:
+            break  # nothing is drawn, or nobody waits for it
+    return {name: value / done for name, value in sums.items()}
 
 
 def _for(player: Player, batch: Batch) -> Batch:

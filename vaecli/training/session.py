@@ -36,8 +36,9 @@ class Judge:
 
     def final(
         self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
-    ) -> None:
-        """The last word, on stderr."""
+    ) -> dict[str, Any] | None:
+        """The last word, on stderr, and its numbers for the record of the result."""
+        return None
 
 
 class Wanted(NamedTuple):
@@ -252,7 +253,7 @@ def _train(
     banner.banner(model, config, dataset, model.device)
     output.notice(f"run        {run_dir.path}")
     meter, first = Meter(config, state, started, live=alone, deadline=stop.deadline), state.step
-    code, status, evaluation = 1, "failed", {}
+    code, status, evaluation, final = 1, "failed", {}, None
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
             run_dir.status(status="running")
@@ -272,7 +273,7 @@ def _train(
             output.notice(f"{status}{how}{rate}")
             if config.density is not None:
                 status = _fit_density(run_dir, config, model.device, dataset, state.step, status, stop)
-            judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
+            final = judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
     except VaeError as error:
         code = error.exit_code
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
@@ -281,7 +282,8 @@ def _train(
         with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         run_dir.close()
-    return _record(run_dir.path, status, state.step, evaluation)
+    record = _record(run_dir.path, status, state.step, evaluation)
+    return record if final is None else {**record, "final": final}
 
 
 def _fit_density(
