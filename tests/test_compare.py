@@ -182,7 +182,8 @@ def test_compare_json(vae: Vae, seeds: list[str], measured: list[dict[str, Any]]
         assert b4["values"][key]["mean"] == pytest.approx(sum(values) / 3)
         assert b4["values"][key]["sd"] == pytest.approx(statistics.stdev(values))
     assert b1["values"]["elbo"] == {"mean": -50.0, "sd": None}
-    assert record["best"] == {"elbo": [0], "recon": [1], "kl": [], "active_units": [], "mig": [0]}
+    # By the seeds an ELBO of 48 is uncertain by 6.2 / sqrt(3), more than half of what there is between the two.
+    assert record["best"] == {"elbo": [], "recon": [1], "kl": [], "active_units": [], "mig": [0]}
     runs = {run["name"]: run for run in record["runs"]}
     assert [run["name"] for run in record["runs"]] == ["b4-0", "b4-1", "b4-2", "b1"]
     assert runs["b4-2"]["values"] == {"elbo": -55.0, "recon": 47.0, "kl": 8.0, "active_units": 3.0, "mig": 0.75}
