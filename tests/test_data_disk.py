@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vaecli import data
 from vaecli.data import _disk, array
@@ -219,3 +220,32 @@ def test_hdf5_without_its_reader(monkeypatch):
     with pytest.raises(data.ConfigError, match="h5py") as caught:
         load("d.h5")
     assert caught.value.hint == 'pip install "vaecli[hdf5]"'
+
+
+def test_pictures_of_chosen_channels(vae):
+    images = np.zeros((200, 5, 8, 8), np.uint8)
+    images[:] = (np.arange(5, dtype=np.uint8) * 50)[None, :, None, None]
+    images[:, :, 0, 0] = np.arange(200)[:, None]
+    np.save("d.npy", images)
+    common = ("--data", "array:d.npy", "--latent-dim", 2, "--runs-dir", "r", "-q", "-S", "data.layout=chw")
+    net = ("-S", "model.net={name: mlp, hidden: [8]}", "--steps", 2, "--name", "a", "-S", "model.likelihood=gaussian")
+    done = vae("train", *common, *net)
+    assert done.code == 0, done.err
+
+    def shown(*more):
+        done = vae("reconstruct", "r/a", "--split", "all", "-n", 2, "-o", "p.png", "--force", *more)
+        assert done.code == 0, done.err
+        with Image.open("p.png") as picture:
+            return done.err, set(map(tuple, np.array(picture.convert("RGB")).reshape(-1, 3).tolist()))
+
+    said, colours = shown()
+    assert "pictures show channel 0 of 5" in said and (0, 0, 0) in colours
+    said, colours = shown("--channels", "3")
+    assert "pictures show" not in said and (150, 150, 150) in colours
+    assert (200, 50, 100) in shown("--channels", "4,1,2")[1]
+    for command in (("sample", "r/a", "-n", 2), ("traverse", "r/a", "--center", "0"), ("report", "r/a")):
+        done = vae(*command, "--channels", "0,1,2", "-o", f"o.{'html' if 'report' in command else 'png'}", "--force")
+        assert done.code == 0, done.err
+    for wrong in ("1,2", "a", "-1", "5"):
+        assert vae("sample", "r/a", "-n", 2, "-o", "q.png", "--channels", wrong).code == 2
+    assert not Path("q.png").exists()

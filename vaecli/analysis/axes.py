@@ -50,6 +50,8 @@ def measure(model: Model, view: SplitView) -> dict[str, Any] | None:
         if not float(size_D[d]) > 1e-3 * math.sqrt(float(value_A[0])):
             continue
         a = int(cosine_DA[d].argmax())
+        if not float(value_A[a]) > 0:  # along which the images do not vary at all
+            continue
         sine = float((move_DP[d] / size_D[d] - axes_PA[:, a] * (move_DP[d] @ axes_PA[:, a]) / size_D[d]).norm())
         angle = math.degrees(math.atan2(sine, float(cosine_DA[d, a])))
         others = [abs(float(value_A[a] - value_A[b])) for b in (a - 1, a + 1) if 0 <= b < kept]

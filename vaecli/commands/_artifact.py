@@ -207,11 +207,11 @@ def report(name: str, record: dict[str, Any], json: bool) -> None:
 
 
 def whole_set(images: list[str]) -> str | None:
-    """The data set that is given in place of image files: the one folder, .npz or .npy; None where they are files.
+    """The data set that is given in place of image files: the one folder, .npz, .h5, ...; None where they are files.
 
     ConfigError where one stands among files.
     """
-    sets = [path for path in images if os.path.isdir(path) or path.lower().endswith((".npz", ".npy"))]
+    sets = [path for path in images if data.is_set(path)]
     if sets and len(images) > 1:
         raise ConfigError(f"{sets[0]}: a whole set is given alone, or image files without it")
     return sets[0] if sets else None

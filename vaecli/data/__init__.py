@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from vaecli.batch import DataInfo
     from vaecli.data.base import DataConfig, Dataset
 
+ARRAYS = (".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv")  # endings of files that hold a set
+
 __all__ = ["cache_dir", "data_dir", "load", "parse"]
 
 
@@ -36,11 +38,16 @@ def parse(spec: str) -> dict[str, str]:
     return {"name": name, "path": path}
 
 
+def is_set(path: str) -> bool:
+    """Whether a path is a whole data set, and no image file."""
+    return os.path.isdir(path) or path.lower().endswith(ARRAYS)
+
+
 def _source_of(path: str) -> str | None:
     """`folder` or `array` for a path at which there is one."""
     if os.path.isdir(path):
         return "folder"
-    return "array" if path.endswith((".npy", ".npz")) and os.path.isfile(path) else None
+    return "array" if path.lower().endswith(ARRAYS) and os.path.isfile(path) else None
 
 
 def range_of(info: "DataInfo", before: str = "dtype") -> Any:

@@ -1,7 +1,8 @@
 """Pictures of images: arrays in, PNG or GIF bytes out. Pillow only; nothing here knows a model.
 
-Images are float arrays (N, C, H, W) in [0, 1]. One channel is drawn grey, three as RGB; of any other number the first
-channel is drawn grey. Small images are enlarged by whole factors without smoothing, so every pixel stays visible.
+Images are float arrays (N, C, H, W) in [0, 1]. One channel is drawn grey, three as RGB; of any other number those that
+`show` chooses, or else the first one, grey. Small images are enlarged by whole factors without smoothing, so every
+pixel stays visible.
 """
 
 import io
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vaecli import output
 from vaecli.errors import ConfigError
 
 Images = NDArray[np.floating]
@@ -41,11 +43,37 @@ class Row:
         return self.muted if isinstance(self.muted, bool) else self.muted[column]
 
 
+_shown: list[int] | None = None  # channels
+_told = False  # that there are others
+
+
+def show(channels: str | None) -> None:
+    """Which channels pictures show from now on, `2` or `0,1,2`; ConfigError where they are neither one nor three."""
+    global _shown, _told
+    words = [] if channels is None else channels.split(",")
+    if channels is not None and (len(words) not in (1, 3) or not all(w.strip().isdecimal() for w in words)):
+        raise ConfigError(f"--channels {channels[:40]}", "one number, or three with commas: 0,1,2, counted from 0")
+    _shown, _told = [int(word) for word in words] or None, False
+
+
+def _channels(count: int) -> list[int]:
+    """Those that are drawn of so many, one or three; ConfigError where there are not so many."""
+    global _told
+    if _shown is None and count not in (1, 3):
+        if not _told:
+            output.notice(f"pictures show channel 0 of {count}; --channels=A or A,B,C shows others")
+        _told = True
+    found = _shown or (list(range(count)) if count in (1, 3) else [0])
+    if max(found) >= count:
+        raise ConfigError(f"--channels: there is no channel {max(found)}, the images have {count}, from 0")
+    return found
+
+
 def to_uint8(images_NCHW: Images) -> NDArray[np.uint8]:
     """(N, C, H, W) in [0, 1] to (N, H, W, 3) in 0..255: rounded, clipped, NaN as 0."""
     images = np.asarray(images_NCHW)
-    if images.shape[1] not in (1, 3):
-        images = images[:, :1]
+    if (found := _channels(images.shape[1])) != list(range(images.shape[1])):
+        images = images[:, found]
     levels = np.clip(np.rint(np.nan_to_num(images, nan=0.0) * 255.0), 0, 255).astype(np.uint8)
     return np.broadcast_to(levels.transpose(0, 2, 3, 1), (len(levels), *levels.shape[2:], 3))
 
