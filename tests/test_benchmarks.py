@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +36,30 @@ def test_speed(tmp_path: Path) -> None:
 def test_folder() -> None:
     out = run("folder.py", "--images", 8, "--rounds", 1)
     assert re.findall(r"^(jpg|png): ours [\d,]+ images/s", out, flags=re.M) == ["jpg", "png"]
+
+
+@pytest.mark.slow
+def test_nets(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.json"
+    line = ["--nets", "burgess@64,conv@64", "--rounds", 2, "--seconds", 0.2, "--batch-size", 4, "--json", file]
+    assert "| conv@64 |" in run("nets.py", *line)
+    found = json.loads(file.read_text())["results"]
+    assert found["burgess@64"]["ratio"] == 1.0 and found["conv@64"]["wanted"] == 0.8
+    assert all(r["lowest"] <= r["ratio"] <= r["highest"] for r in found.values())
+
+
+def test_photos_keeps_what_is_held_out_apart(tmp_path: Path) -> None:
+    """Pieces to train on are of the left of each photograph, those held out of its right-hand quarter."""
+    gradient = np.tile(np.arange(200, dtype=np.uint8), (120, 1))
+    (tmp_path / "in").mkdir()
+    for name in ("china.jpg", "flower.jpg"):
+        Image.fromarray(gradient).convert("RGB").save(tmp_path / "in" / name, format="PNG")
+    run("photos.py", "sklearn", tmp_path / "out", "--side", 16, "-n", 40, "--images", tmp_path / "in")
+    for part, n, low, high in (("train", 40, 0, 150), ("val", 4, 150, 200)):
+        files = sorted((tmp_path / "out" / part).glob("*.png"))
+        assert len(files) == n
+        x = np.stack([np.asarray(Image.open(file)) for file in files])
+        assert x.shape == (n, 16, 16, 3) and low <= x.min() and x.max() < high
 
 
 def test_page_of_rows(tmp_path: Path) -> None:

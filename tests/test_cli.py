@@ -32,6 +32,7 @@ main()
         ["--help"],
         ["--version"],
         ["train", "--help"],
+        ["suggest", "--help"],
         ["config", "--help"],
         ["analyze", "-h"],
         ["presets"],

@@ -44,7 +44,9 @@ def _escaped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "message"):
+        # A command without arguments is told its usage, which is of several lines and our own.
+        ours = type(error).__name__ == "NoArgsIsHelpError"
+        if hasattr(error, "format_message") and hasattr(error, "message") and not ours:
             error.message = output.safe(error.message)
         raise
 
@@ -102,7 +104,8 @@ def _devices(incomplete: str) -> list[str]:
 
 
 Checkpoint = Annotated[
-    str, typer.Argument(help="A run directory, a step directory or a .safetensors file.", autocompletion=_runs)
+    str,
+    typer.Argument(help="A run or step directory, a .safetensors file, or hf://owner/name.", autocompletion=_runs),
 ]
 Preset = Annotated[
     str | None, typer.Option("--preset", "-p", help="A named setting (`vae presets`).", autocompletion=_presets)
@@ -160,7 +163,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(no_args_is_help=True)
 def train(
     preset: Preset = None,
     config: ConfigFile = None,
@@ -220,6 +223,28 @@ def train(
 
 
 @app.command()
+def suggest(
+    data: Annotated[str, typer.Argument(help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets)],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-S", metavar="KEY=VALUE", help="How the data is read, e.g. data.image_size=128."),
+    ] = None,
+    sigma: Annotated[
+        float | None,
+        typer.Option(min=1e-4, help="Standard deviation of a pixel that the decoder is taken to leave."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Look at data: what is in it, net, latents, likelihood, steps and time, and the command to type."""
+    output.configure(quiet)
+    from vaecli.commands import suggest as command
+
+    command.run(data, sets or [], sigma, device, json)
+
+
+@app.command()
 def sample(
     checkpoint: Checkpoint,
     label: Labels = None,
@@ -260,8 +285,10 @@ def traverse(
     value_range: Annotated[float, typer.Option("--range", min=0.0, help="From -RANGE to RANGE.")] = 3.0,
     steps: Annotated[int, typer.Option(min=2, max=1_000, help="Values a latent takes.")] = 11,
     center: Annotated[
-        str, typer.Option(help="Where the others stay: prior, an image file, or an index into the data.")
-    ] = "prior",
+        str | None,
+        typer.Option(help="Where the others stay: typical (an image near the mean), prior, an image file, an index."),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=0, help="Rows of the picture; 0: all, dead ones left out.")] = None,
     out: Out = None,
     seed: Seed = 0,
     data: DataAt = None,
@@ -277,7 +304,8 @@ def traverse(
     from vaecli.commands import traverse as command
 
     command.run(
-        checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data, label or []
+        checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data, label or [],
+        rows,
     )
 
 
@@ -389,6 +417,10 @@ def analyze(
         int | None,
         typer.Option(metavar="N", help="Also judge N samples: FCD, precision, recall (labelled data)."),
     ] = None,
+    fid: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Judge samples by Inception, weights in FILE.safetensors: FID (extra fid)."),
+    ] = None,
     density: Annotated[
         str, typer.Option(help="What samples are of: stored (a fitted density, if any), none, or a stage's name.")
     ] = "stored",
@@ -417,7 +449,7 @@ def analyze(
     from vaecli.commands import analyze as command
 
     metrics = by_protocol(metrics, protocol)
-    asked = Request(samples, nll, nll_images, density)
+    asked = Request(samples, nll, nll_images, density, fid)
     command.run(
         checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked, control
     )
@@ -540,7 +572,7 @@ def encode(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Images to codes: means, log-variances and true factors as .npz or .csv, or `-` for CSV on stdout."""
+    """Images to codes: means, log-variances, true factors, names of files and classes; `-` is CSV on stdout."""
     output.configure(quiet)
     from vaecli.commands import encode as command
 
@@ -589,6 +621,37 @@ def interpolate(
 
 
 @app.command()
+def export(
+    checkpoint: Checkpoint,
+    kind: Annotated[str, typer.Option("--format", metavar="NAME", help="onnx, torch (programs without vae) or hub.")],
+    out: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")],
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encoder and decoder for other programs (ONNX, torch.export), or weights and model card for the hub."""
+    output.configure(quiet)
+    from vaecli.commands import export as command
+
+    command.run(checkpoint, kind, out, force, json)
+
+
+@app.command()
+def push(
+    checkpoint: Checkpoint,
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it for your eyes alone.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Upload a model to the Hugging Face hub; `hf://owner/name` is then a checkpoint of every command."""
+    output.configure(quiet)
+    from vaecli.commands import export as command
+
+    command.push(checkpoint, name, private, json)
+
+
+@app.command()
 def info(checkpoint: Checkpoint, json: Json = False) -> None:
     """What a checkpoint holds: configuration, step, sizes. No tensor is loaded."""
     output.configure(False)
@@ -608,14 +671,38 @@ def _listing(kind: str, entries: list[tuple[str, str]], quiet: bool, json: bool)
 
 
 @app.command("presets")
-def list_presets(quiet: Quiet = False, json: Json = False) -> None:
-    """List the presets."""
+def list_presets(
+    copy: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--copy", metavar="NAME FILE", help="Write a preset to a file, to be edited."),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List the presets; or write one to a file."""
+    if copy is not None:
+        output.configure(quiet)
+        from vaecli.commands import settings as command
+
+        command.copy_preset(*copy, force)
+        return
     _listing("presets", [(name, presets.summary(path)) for name, path in presets.paths().items()], quiet, json)
 
 
 @app.command("models")
-def list_models(quiet: Quiet = False, json: Json = False) -> None:
-    """List the models."""
+def list_models(
+    name: Annotated[str | None, typer.Argument(help="A model.", autocompletion=_models)] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List the models; or tell one's settings, with their types and defaults."""
+    if name is not None:
+        output.configure(quiet)
+        from vaecli.commands import settings as command
+
+        command.show_model(name, json)
+        return
     _listing("models", [(name, registry.summary("model", name)) for name in registry.names("model")], quiet, json)
 
 
@@ -625,12 +712,20 @@ def list_datasets(
         str | None, typer.Argument(help="A name, folder:PATH or array:FILE.", autocompletion=_datasets)
     ] = None,
     sets: Sets = None,
+    options: Annotated[bool, typer.Option("--options", help="Its settings, types and defaults, unread.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List the data sets; or look through one: images, factors, mean pixel, variance, a hash of every frame."""
+    """List the data sets; or look through one: settings, images, factors, mean pixel, variance, a hash of all."""
+    if options and name is None:
+        raise ConfigError("--options is for a data set", "vae datasets NAME --options")
     if name is not None:
         output.configure(quiet)
+        if options:
+            from vaecli.commands import settings
+
+            settings.show_dataset(name, json)
+            return
         from vaecli.commands import datasets as command
 
         command.show(name, sets or [], json)
@@ -644,6 +739,28 @@ def list_datasets(
 def list_metrics(quiet: Quiet = False, json: Json = False) -> None:
     """List the disentanglement metrics."""
     _listing("metrics", [(name, registry.summary("metric", name)) for name in registry.names("metric")], quiet, json)
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[str | None, typer.Argument(help="Where runs are kept ($VAE_RUNS_DIR, else ./runs).")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """List runs: model, data, what differs, step, held-out ELBO, age, how they ended."""
+    output.configure(quiet)
+    from vaecli.commands import runs as command
+
+    command.run(folder, json)
+
+
+@app.command()
+def doctor(quiet: Quiet = False, json: Json = False) -> None:
+    """Versions, device, folders and disk; exit code 5 where something would stop a training."""
+    output.configure(quiet)
+    from vaecli.commands import doctor as command
+
+    command.run(json)
 
 
 @config_app.command("show")

@@ -128,7 +128,9 @@ def _spectrum_text(found: suggestion.Spectrum) -> str:
     """How many axes hold half, nine tenths and 99 % of the variance."""
     share_E = found.value_E.cumsum(0) / found.total
     counts = [int((share_E < share).sum()) + 1 for share in (0.5, 0.9, 0.99)]
-    return f"variance {found.total:.4g}; half of it along {counts[0]:,} axes, 90 % {counts[1]:,}, 99 % {counts[2]:,}"
+    return (
+        f"variance {found.total:.4g}; axes for half of it {counts[0]:,}, for 90 % {counts[1]:,}, for 99 % {counts[2]:,}"
+    )
 
 
 def _time(seconds: float) -> str:
