@@ -79,10 +79,11 @@ def test_a_dry_run_says_what_would_be_chosen(vae: Vae) -> None:
 
 
 def test_runs_of_before_the_choice_go_on_with_what_they_had(vae: Vae) -> None:
-    """A run whose configuration names the net and likelihood of that time is continued by the command line that had
-    neither."""
+    """A run whose configuration names the net, likelihood and start of that time is continued by the command line that
+    had none of them."""
     images(32)
-    started = vae(*TRAIN, "-S", "model.net=mlp", "-S", "model.likelihood=bernoulli", "-q")
+    then = ("model.net=mlp", "model.likelihood=bernoulli", "model.output_bias=data")
+    started = vae(*TRAIN, *(part for setting in then for part in ("-S", setting)), "-q")
     assert started.code == 0, started.err
     done = vae(*TRAIN[:3], "--steps", 5, "--batch-size", 8, "--name", "r", "--resume", "auto")
     assert done.code == 0, done.err

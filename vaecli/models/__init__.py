@@ -33,9 +33,10 @@ def settled(config: "ModelConfig", info: DataInfo) -> tuple["ModelConfig", list[
 
 def settled_as(config: "ModelConfig", before: "ModelConfig") -> "ModelConfig":
     """The section with what it leaves to the data decided as it was before, for the same model."""
-    left = [key for key in ("net", "likelihood") if getattr(getattr(config, key, None), "name", None) == "auto"]
     if config.name != before.name:
         return config
+    found = {key: getattr(config, key, None) for key in ("net", "likelihood", "output_bias")}
+    left = [key for key, value in found.items() if getattr(value, "name", value) == "auto"]
     return config.model_copy(update={key: getattr(before, key) for key in left})
 
 
