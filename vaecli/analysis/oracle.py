@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class Oracle:
     `digest`     of its weights: distances in the features of two oracles that differ in it cannot be compared.
     """
 
+    distance: ClassVar[str] = "FCD"
     net: "Classifier"
     factors: tuple[str, ...]
     accuracy: dict[str, float]

@@ -8,9 +8,10 @@ import torch
 from vaecli import output as streams
 from vaecli.analysis import draws, likelihood, samples
 from vaecli.analysis.draws import Source
+from vaecli.analysis.inception import inception
 from vaecli.analysis.likelihood import Nll
-from vaecli.analysis.oracle import Oracle, oracle
-from vaecli.analysis.samples import Samples
+from vaecli.analysis.oracle import oracle
+from vaecli.analysis.samples import Judge, Samples
 from vaecli.data.base import Dataset, SplitView
 from vaecli.errors import ConfigError
 from vaecli.models.base import NoPrior
@@ -20,12 +21,14 @@ from vaecli.training.checkpoint import Loaded
 @dataclass(frozen=True)
 class Request:
     """`samples` to judge and draws `nll` an image of `nll_images` for log p(x), None for neither; `density` as
-    `draws.source` takes it. ConfigError for numbers that mean nothing."""
+    `draws.source` takes it; `fid` is a file of Inception's weights, which judges samples in place of a classifier of
+    the data. ConfigError for numbers that mean nothing."""
 
     samples: int | None = None
     nll: int | None = None
     nll_images: int = likelihood.IMAGES
     density: str = "stored"
+    fid: str | None = None
 
     def __post_init__(self) -> None:
         for option, value, least in (
@@ -35,6 +38,8 @@ class Request:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"{option} is {value}; it must be at least {least}")
+        if self.fid is not None and self.samples is None:
+            raise ConfigError("--fid says by what samples are judged", "give --samples N, too")
 
 
 NOTHING = Request()
@@ -72,14 +77,14 @@ class Quality:
             )
         if self.samples is not None and self.samples.n <= self.samples.features:
             found.append(
-                f"{self.samples.n:,} images do not fill the {self.samples.features} features of the classifier: the "
-                "FCD is mostly bias"
+                f"{self.samples.n:,} images do not fill the {self.samples.features} features of the judge: the "
+                f"{self.samples.judge.distance} is mostly bias"
             )
         return found
 
 
-def prepare(asked: Request, loaded: Loaded, dataset: Dataset, view: SplitView) -> tuple[Source, Oracle] | None:
-    """All that can be refused, before anything else is computed, and the classifier, which may have to be trained.
+def prepare(asked: Request, loaded: Loaded, dataset: Dataset, view: SplitView) -> tuple[Source, Judge] | None:
+    """All that can be refused, before anything else is computed, and the judge: a classifier may have to be trained.
 
     ConfigError with the reason: a model without likelihood or with a posterior without density, without anything to
     draw from, data without labels.
@@ -98,11 +103,13 @@ def prepare(asked: Request, loaded: Loaded, dataset: Dataset, view: SplitView) -
         except NoPrior as error:
             raise ConfigError(f"--samples: {error.message}", error.hint) from None
     samples.sets(dataset, view, asked.samples)
+    if asked.fid is not None:
+        return source, inception(asked.fid, dataset.info.shape[0], model.device)
     return source, oracle(dataset, model.device)
 
 
 def measure(
-    asked: Request, prepared: tuple[Source, Oracle] | None, loaded: Loaded, dataset: Dataset, view: SplitView, seed: int
+    asked: Request, prepared: tuple[Source, Judge] | None, loaded: Loaded, dataset: Dataset, view: SplitView, seed: int
 ) -> Quality:
     """What was asked for, with progress on stderr."""
     found, made = None, None

@@ -1,4 +1,5 @@
-"""How good the images are that a model makes, in the features of a small classifier of the data (`oracle`).
+"""How good the images are that a model makes, in the features of a small classifier of the data (`oracle`), or of
+Inception where the user has its weights (`inception`), which makes the distance an FID.
 
 FCD is the Frechet distance of Heusel et al. 2017 ("GANs Trained by a Two Time-Scale Update Rule", eq. 6) between the
 Gaussians that fit two sets' features, here those of a classifier of the data itself: a number of the same make as an
@@ -15,14 +16,13 @@ Shapes: N images, M images of another set, F features, B batch, C H W image.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vaecli import device as devices
 from vaecli.analysis.draws import Source
-from vaecli.analysis.oracle import Oracle
 from vaecli.data.base import Dataset, SplitView
 from vaecli.data.orders import generator
 from vaecli.errors import ConfigError, InputError
@@ -35,19 +35,39 @@ BATCH = 256
 Advance = Callable[[float], None]
 
 
+class Judge(Protocol):
+    """Whose features images are compared in. `distance` is what the Frechet distance in them is called; distances by
+    judges that differ in `digest` cannot be compared."""
+
+    @property
+    def distance(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """(B, F) of images with values in [0, 1]."""
+        ...
+
+    def text(self) -> str: ...
+
+    def record(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Samples:
     """Of `n` samples against `n` held-out images; what is None there are no images for.
 
-    `fcd_floor`            between `n` other real images and the same held-out ones: what a perfect model would have.
-    `fcd_reconstructions`  of the held-out images' reconstructions.
+    `distance`       the Frechet distance, named by the judge.
+    `floor`          between `n` other real images and the same held-out ones: what a perfect model would have.
+    `reconstructed`  of the held-out images' reconstructions.
     `precision_real`       and `recall_real`: of the other real images, as if they were samples.
     """
 
     n: int
-    fcd: float
-    fcd_floor: float | None
-    fcd_reconstructions: float | None
+    distance: float
+    floor: float | None
+    reconstructed: float | None
     precision: float
     recall: float
     precision_real: float | None
@@ -56,15 +76,20 @@ class Samples:
     features: int
     split: str
     drawn_from: str
-    oracle: Oracle
+    judge: Judge
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
-        names = (
-            "n", "fcd", "fcd_floor", "fcd_reconstructions", "precision", "recall", "precision_real", "recall_real", "k",
-            "features", "split", "drawn_from",
-        )  # fmt: skip
-        return {**{name: getattr(self, name) for name in names}, "oracle": self.oracle.record()}
+        """For JSON: the distance by its name, as `fcd`, and `oracle` for the classifier, `inception` for Inception."""
+        called = self.judge.distance.lower()
+        names = ("precision", "recall", "precision_real", "recall_real", "k", "features", "split", "drawn_from")
+        return {
+            "n": self.n,
+            called: self.distance,
+            f"{called}_floor": self.floor,
+            f"{called}_reconstructions": self.reconstructed,
+            **{name: getattr(self, name) for name in names},
+            "inception" if called == "fid" else "oracle": self.judge.record(),
+        }
 
 
 # ------------------------------------------------------------------------------------------------------------ distances
@@ -177,7 +202,7 @@ def measure(
     dataset: Dataset,
     view: SplitView,
     n: int,
-    judge: Oracle,
+    judge: Judge,
     *,
     seed: int = 0,
     advance: Advance = lambda amount: None,
@@ -213,9 +238,9 @@ def measure(
     reached = (None, None) if other_NF is None else precision_recall(real_NF, other_NF)
     return Samples(
         n=count,
-        fcd=fcd(made_NF, real_NF),
-        fcd_floor=None if other_NF is None else fcd(other_NF, real_NF),
-        fcd_reconstructions=None if again_NF is None else fcd(again_NF, real_NF),
+        distance=fcd(made_NF, real_NF),
+        floor=None if other_NF is None else fcd(other_NF, real_NF),
+        reconstructed=None if again_NF is None else fcd(again_NF, real_NF),
         precision=precision,
         recall=recall,
         precision_real=reached[0],
@@ -224,7 +249,7 @@ def measure(
         features=real_NF.shape[1],
         split=view.name,
         drawn_from=source.text,
-        oracle=judge,
+        judge=judge,
     )
 
 
@@ -234,13 +259,16 @@ def rows(found: Samples) -> list[list[str]]:
     def text(value: float | None) -> str:
         return "n/a" if value is None else f"{value:.3f}"
 
-    n = f"n = {found.n:,}"
+    n, called = f"n = {found.n:,}", found.judge.distance
     return [
-        ["FCD of samples", f"{text(found.fcd)} ({n}, drawn from {found.drawn_from}, against the split {found.split})"],
-        ["FCD of reconstructions", text(found.fcd_reconstructions)],
-        ["FCD of other real images", f"{text(found.fcd_floor)} (the floor)"],
+        [
+            f"{called} of samples",
+            f"{text(found.distance)} ({n}, drawn from {found.drawn_from}, against the split {found.split})",
+        ],
+        [f"{called} of reconstructions", text(found.reconstructed)],
+        [f"{called} of other real images", f"{text(found.floor)} (the floor)"],
         ["precision", f"{text(found.precision)} (of real images {text(found.precision_real)}; k = {found.k})"],
         ["recall", f"{text(found.recall)} (of real images {text(found.recall_real)})"],
-        ["judged by", f"{found.oracle.text()} ({found.oracle.digest})"],
-        ["to be compared", f"at {n} and with the same classifier alone: fewer images make an FCD larger"],
+        ["judged by", f"{found.judge.text()} ({found.judge.digest})"],
+        ["to be compared", f"at {n} and by the same judge alone: fewer images make it larger"],
     ]
