@@ -1,6 +1,7 @@
 """Pictures: exact pixels at known places, sizes, frames."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,3 +113,27 @@ def test_too_large_a_sheet_is_refused() -> None:
     with pytest.raises(ConfigError, match="200 x 200 images"):
         figures.check_size(200, 200, 64, 64)
     figures.check_size(100, 100, 64, 64)
+
+
+def test_pictures_tell_where_they_are_from() -> None:
+    facts = {"Software": "vae 1", "vae command": "vae traverse RUN ü", "vae step": "7"}
+    plain = figures.grid(flat([0.25, 0.5]))
+    told = figures.signed(plain, facts)
+    assert opened(told).text == facts  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(pixels(opened(told)), pixels(opened(plain)))
+    moving = figures.gif([figures.sheet([figures.Row(flat([v]))]) for v in (0.0, 0.5, 1.0)])
+    long = {"vae command": "x" * 600}
+    assert opened(figures.signed(moving, long)).info["comment"] == b"vae command: " + b"x" * 600
+    assert opened(figures.signed(moving, long)).n_frames == 4  # type: ignore[attr-defined]
+    assert figures.signed(b"x,y\n", facts) == b"x,y\n"
+
+
+def test_sides_are_even_and_marks_stand_where_they_say() -> None:
+    row = figures.Row(flat([1.0, 1.0, 1.0], size=(65, 65)), mark=1.5)
+    picture = figures.sheet([row], ["a", "b", "c"], "title")
+    assert picture.size[0] % 2 == picture.size[1] % 2 == 0
+    plain = figures.sheet([replace(row, mark=0.5)], ["a", "b", "c"], "title")
+    moved = np.argwhere((pixels(picture) != pixels(plain)).any(axis=-1))
+    right = [x for _, x in moved if x > moved[:, 1].mean()]
+    left = [x for _, x in moved if x < moved[:, 1].mean()]
+    assert np.mean(right) - np.mean(left) == pytest.approx(65 + figures.GAP, abs=1)

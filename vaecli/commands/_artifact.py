@@ -7,6 +7,7 @@
 import contextlib
 import io
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecli import data
+from vaecli import __version__, data, paths
 from vaecli import output as streams
 from vaecli.batch import DataInfo
 from vaecli.data import folder
 from vaecli.errors import ConfigError, InputError, MachineError
 from vaecli.report import figures
+from vaecli.training import checkpoint as checkpoints
+from vaecli.training.checkpoint import Loaded
 
 STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -84,6 +87,24 @@ def require_folder(parent: Path, name: str) -> None:
         raise MachineError(f"{name}: no permission to write in {parent}")
 
 
+_facts: dict[str, str] = {}  # about the checkpoint at work, for the pictures made of it
+
+
+def load(checkpoint: str, device: torch.device, data_at: str | None = None) -> Loaded:
+    """A checkpoint; the pictures that are written from now on tell of it."""
+    loaded = checkpoints.load(checkpoint, device, data_at)
+    folders = loaded.path.absolute().parts
+    run = folders[-4] if len(folders) > 4 and folders[-3] == "checkpoints" else loaded.path.name
+    _facts.update({"vae run": run, "vae step": str(loaded.step)})
+    return loaded
+
+
+def facts() -> dict[str, str]:
+    """What a picture tells of itself: the program's version, the command, the run and its step."""
+    command = paths.without_homes(shlex.join(["vae", *sys.argv[1:]]))
+    return {"Software": f"vae {__version__}", "vae command": command, **_facts}
+
+
 def write(output: str | None, default_name: str, data: bytes, force: bool) -> str:
     """Write a result, whole or not at all, and return its name; `-` stands for stdout.
 
@@ -91,6 +112,7 @@ def write(output: str | None, default_name: str, data: bytes, force: bool) -> st
     Raises what `check` raises, and MachineError where the machine refuses.
     """
     name = check(output, default_name, force)
+    data = figures.signed(data, facts())
     if name == "-":
         streams.result_bytes(data)
         return name

@@ -11,7 +11,6 @@ from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.commands._artifact import Array
 from vaecli.models.base import Model
-from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "decoded.png"
 
@@ -26,7 +25,7 @@ def run(
     """
     table = code_files.read_table(codes)
     _artifact.check_images(output, DEFAULT_NAME, len(table), force, json)
-    loaded = checkpoints.load(checkpoint, devices.pick(device))
+    loaded = _artifact.load(checkpoint, devices.pick(device))
     names, whole = loaded.model.latent_names(), loaded.model.latent_names(loaded.model.levels)
     if len(whole) > len(names) and table.values_NC.shape[1] == len(whole):  # with noise, as `vae sample` writes it
         names = whole

@@ -15,7 +15,6 @@ from vaecli.errors import ConfigError, InputError
 from vaecli.models.base import Model, NoPrior
 from vaecli.objectives.distributions import Curved, Space
 from vaecli.report import figures
-from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "interpolation.png"
 BATCH = 256
@@ -44,7 +43,7 @@ def run(
     if steps < 2:
         raise ConfigError(f"--steps is {steps}; it must be at least 2")
     path = _artifact.check(output, DEFAULT_NAME, force, json, endings=(".png", ".gif"))
-    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
+    loaded = _artifact.load(checkpoint, devices.pick(device), data_at)
     moving = path.lower().endswith(".gif")
     height, width = loaded.info.shape[1:]
     figures.check_size(1, 3 if moving else steps + 2, height, width)

@@ -25,7 +25,6 @@ from vaecli.errors import ConfigError
 from vaecli.models.base import Level, Model, Values
 from vaecli.registry import nearest
 from vaecli.report import figures
-from vaecli.training import checkpoint as checkpoints
 
 MOST = 1000  # changes at once
 
@@ -66,7 +65,7 @@ def run(
         raise ConfigError("-n counts generated images, but --image gives them", "leave out one of them")
     if output is not None:
         _artifact.check(output, "", force, json, endings=(".png",))
-    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
+    loaded = _artifact.load(checkpoint, devices.pick(device), data_at)
     model = loaded.model
     settings = [setting(text, model) for text in sets]
     if not settings:

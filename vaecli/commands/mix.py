@@ -12,7 +12,6 @@ from vaecli.commands import _artifact, _inputs
 from vaecli.commands.intervene import level_of
 from vaecli.errors import ConfigError
 from vaecli.report import figures
-from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "mix.png"
 
@@ -37,7 +36,7 @@ def run(
     path = _artifact.check(output, DEFAULT_NAME, force, json, endings=(".png",))
     if not rows or not columns:
         raise ConfigError("images are mixed with others", "--row IMAGE and --column IMAGE, each as often as you like")
-    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
+    loaded = _artifact.load(checkpoint, devices.pick(device), data_at)
     model = loaded.model
     inferred = [level.name for level in model.inferred]
     taken = list(dict.fromkeys(level_of(name, model, "--take").name for name in take)) or inferred[-1:]

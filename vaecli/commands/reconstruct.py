@@ -11,7 +11,6 @@ from vaecli.batch import at_once
 from vaecli.commands import _artifact
 from vaecli.errors import ConfigError
 from vaecli.report import figures
-from vaecli.training import checkpoint as checkpoints
 from vaecli.training.checkpoint import Loaded
 
 COLUMNS = 8
@@ -42,7 +41,7 @@ def run(
     if not images and n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     path = _artifact.check(output, "reconstructions.png", force, json, endings=(".png",))
-    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
+    loaded = _artifact.load(checkpoint, devices.pick(device), data_at)
     require_latents(loaded)
     x_BCHW, names, source = _inputs(loaded, images, split, n)
     figures.check_size(2 * -(-len(names) // COLUMNS), COLUMNS, *x_BCHW.shape[2:])

@@ -12,7 +12,6 @@ from vaecli.analysis.draws import Source
 from vaecli.commands import _artifact, _labelled
 from vaecli.commands._artifact import Array
 from vaecli.errors import ConfigError
-from vaecli.training import checkpoint as checkpoints
 
 DEFAULT_NAME = "samples.png"
 
@@ -45,7 +44,7 @@ def run(
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ConfigError(f"--temperature is {temperature}; it must be 0 or more")
     _artifact.check_images(output, DEFAULT_NAME, n, force, json)
-    loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
+    loaded = _artifact.load(checkpoint, devices.pick(device), data_at)
     source = draws.source(loaded, density)
     asked = _labelled.request(labelled.sampler(source), loaded.info, label, n) if label else None
     if source.density is not None:

@@ -27,6 +27,8 @@ from vaecli.paths import cache_dir, data_dir
 FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "posX": 32, "posY": 32}
 SHAPES = ("square", "ellipse", "heart")
 SIZE = math.prod(FACTORS.values())
+# What the values of an ordered factor are, as the data set's authors tell: first, last and unit.
+UNITS = {"scale": (0.5, 1.0, ""), "orientation": (0.0, 360.0, "°"), "posX": (0.0, 1.0, ""), "posY": (0.0, 1.0, "")}
 SIDE = 64
 OFFICIAL = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 OFFICIAL_MD5 = "7da33b31b13a06f4b04a70402ce90c2e"

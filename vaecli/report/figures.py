@@ -7,7 +7,9 @@ pixel stays visible.
 
 import io
 import math
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +33,15 @@ TEXT, SMALL, HEADING = 14, 12, 16
 @dataclass(frozen=True)
 class Row:
     """Images side by side. `label` and, smaller below it, `detail` stand at the left; a caption (its lines split at
-    newlines) stands under each image. Text of a `muted` row, or of the images marked so, is pale."""
+    newlines) stands under each image. Text of a `muted` row, or of the images marked so, is pale. `mark` is a place
+    that a small triangle above the row points at, in columns from the middle of the first."""
 
     images_NCHW: Images
     label: str = ""
     detail: str = ""
     captions: Sequence[str] = ()
     muted: bool | Sequence[bool] = False
+    mark: float | None = None
 
     def is_muted(self, column: int) -> bool:
         return self.muted if isinstance(self.muted, bool) else self.muted[column]
@@ -105,22 +109,28 @@ def sheet(rows: Sequence[Row], headings: Sequence[str] = (), title: str = "", fo
     font, small, big = _font(TEXT), _font(SMALL), _font(HEADING)
     line, small_line = _line(font), _line(small)
 
+    marked = any(row.mark is not None for row in rows)
     margin = MARGIN if any((headings, title, footer, *(row.label or row.captions for row in rows))) else GAP
-    label_w = max((max(_width(font, row.label), _width(small, row.detail)) for row in rows), default=0)
+    label_w = max(
+        (max(_width(font, row.label), *(_width(small, t) for t in row.detail.split("\n"))) for row in rows), default=0
+    )
     caption_w = max((_width(small, text) for row in rows for c in row.captions for text in c.split("\n")), default=0)
     heading_w = max((_width(small, text) for text in headings), default=0)
     # Columns widen where their text would run into the neighbour's.
     pitch = max(cell_w, caption_w + 6, heading_w + 6) + GAP
     left = margin + (label_w + 14 if label_w else 0)
-    top = margin + (_line(big) + 8 if title else 0) + (small_line + 4 if headings else 0)
+    top = margin + (_line(big) + 8 if title else 0) + (small_line + 4 if headings else 0) + (6 if marked else 0)
     caption_h = [max((c.count("\n") + 1 for c in row.captions), default=0) * small_line for row in rows]
     # Under a caption more room, so that it belongs to the image above it.
-    pitches = [cell_h + (GAP if not h else h + 14) for h in caption_h]
+    gap = 2 * GAP if marked else GAP
+    pitches = [cell_h + (gap if not h else h + 14) for h in caption_h]
     title_lines, footer_lines = [title] if title else [], footer.split("\n") if footer else []
     text_w = max((_width(f, t) for f, ts in ((big, title_lines), (small, footer_lines)) for t in ts), default=0)
     sheet_w = max(left + columns * pitch - GAP, margin + text_w) + margin
-    body_h = sum(pitches) - (GAP if not caption_h[-1] else 8)
+    body_h = sum(pitches) - (gap if not caption_h[-1] else 8)
     sheet_h = top + body_h + (10 + small_line * len(footer_lines) if footer else 0) + margin
+    # Even, as makers of films want them.
+    sheet_w, sheet_h = sheet_w + sheet_w % 2, sheet_h + sheet_h % 2
     check_size(len(rows), columns, height, width)
 
     canvas = Image.new("RGB", (sheet_w, sheet_h), WHITE)
@@ -129,18 +139,23 @@ def sheet(rows: Sequence[Row], headings: Sequence[str] = (), title: str = "", fo
         draw.text((margin, margin), title, fill=INK, font=big, anchor="la")
     for column, text in enumerate(headings):
         centre = left + column * pitch + (pitch - GAP) / 2
-        draw.text((centre, top - 6), text, fill=SOFT, font=small, anchor="ms")
+        draw.text((centre, top - (12 if marked else 6)), text, fill=SOFT, font=small, anchor="ms")
     y = top
     for row, row_pitch in zip(rows, pitches, strict=True):
         ink, soft = (MUTED, MUTED) if row.muted is True else (INK, SOFT)
-        block = line + (small_line if row.detail else 0)
+        details = row.detail.split("\n") if row.detail else []
+        block = line + small_line * len(details)
         text_y = y + (cell_h - block) // 2
         draw.text((margin, text_y), row.label, fill=ink, font=font, anchor="la")
-        draw.text((margin, text_y + line), row.detail, fill=soft, font=small, anchor="la")
+        for i, text in enumerate(details):
+            draw.text((margin, text_y + line + i * small_line), text, fill=soft, font=small, anchor="la")
         for column, pixels in enumerate(to_uint8(row.images_NCHW)):
             x = left + column * pitch + (pitch - GAP - cell_w) // 2
             tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
             canvas.paste(tile, (x, y))
+        if row.mark is not None:
+            x = round(left + row.mark * pitch + (pitch - GAP) / 2)
+            draw.polygon([(x - 5, y - 6), (x + 5, y - 6), (x, y - 1)], fill=ink)
         for column, caption in enumerate(row.captions):
             centre = left + column * pitch + (pitch - GAP) / 2
             for i, text in enumerate(caption.split("\n")):
@@ -179,6 +194,25 @@ def png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def signed(picture: bytes, facts: Mapping[str, str]) -> bytes:
+    """A PNG (a text chunk a fact, RFC 2083) or GIF (one comment) with facts about it; other bytes as they are."""
+    if picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        after = 8 + 25  # the signature and the header
+        chunks = b"".join(_text_chunk(key, value) for key, value in facts.items())
+        return picture[:after] + chunks + picture[after:]
+    if picture[:6] in (b"GIF87a", b"GIF89a"):
+        size = 13 + (3 * 2 ** ((picture[10] & 7) + 1) if picture[10] & 128 else 0)
+        text = "\n".join(f"{key}: {value}" for key, value in facts.items()).encode()
+        blocks = b"".join(bytes([len(text[i : i + 255])]) + text[i : i + 255] for i in range(0, len(text), 255))
+        return b"GIF89a" + picture[6:size] + b"!\xfe" + blocks + b"\0" + picture[size:]
+    return picture
+
+
+def _text_chunk(key: str, value: str) -> bytes:
+    body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode("utf-8", "replace")
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 90, hold: int = 500) -> bytes:
