@@ -22,7 +22,7 @@ from vaecli import output
 from vaecli.data import _containers, _disk, _labels, _range
 from vaecli.data._containers import Member
 from vaecli.data._labels import Factors
-from vaecli.data.base import Dataset, assemble, chunks, content_keys, store
+from vaecli.data.base import DataConfig, Dataset, assemble, chunks, content_keys, store
 from vaecli.errors import ConfigError, InputError
 
 IMAGES = ("images", "imgs", "x", "data", "image", "img")
@@ -64,30 +64,30 @@ def load(config: Config) -> Dataset:
         keys = _image_keys(path, members, config.key)
         raws = [members[key] for key in keys.values()]
         factors = _factors(path, members, keys, config)
-        on_disk = _on_disk(path, config, raws, keys)
-        parts: Sequence[Array | _disk.Rows] = on_disk or [member.read() for member in raws]
+        parts = held(path, config.store, raws, list(keys.values()))
     counts = dict(zip(keys, map(len, parts), strict=True))
-    return finish(config, path, parts, factors, counts, layout=config.layout)
+    return finish(config, path, parts, factors, counts, config.range, config.layout)
 
 
 def finish(
-    config: _range.RangeConfig,
+    config: DataConfig,
     path: Path,
     parts: Sequence[Array | _disk.Rows],
     factors: Factors | None,
     counts: Mapping[str, int],
+    wanted: _range.Wanted,
     layout: str | None = None,
     kind: str = "array",
 ) -> Dataset:
-    """The data set of these arrays, one a part of the set, in memory or on disk."""
+    """The data set of these arrays, one a part of the set, in memory or on disk, read by a `wanted` range."""
     planes = _planes(path, parts[0].dtype, [part.shape for part in parts], layout)
     if arrays := [part for part in parts if isinstance(part, np.ndarray)]:
         raw = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        images_NCHW, ranges = _in_memory(path, planes(raw), config.range)
+        images_NCHW, ranges = _in_memory(path, planes(raw), wanted)
         images, binary = store(images_NCHW)
         sha256, keys_N = hashlib.sha256(images_NCHW.data).hexdigest(), content_keys(images_NCHW)
     else:
-        images, ranges, found = _from_disk(path, [p for p in parts if isinstance(p, _disk.Rows)], planes, config.range)
+        images, ranges, found = _from_disk(path, [p for p in parts if isinstance(p, _disk.Rows)], planes, wanted)
         sha256, keys_N, binary = found.sha256, found.keys_N, found.binary
     return assemble(
         config,
@@ -300,16 +300,22 @@ def _refuse_first(path: Path, part: Array, start: int, kind: str, given: bool) -
 # ---- on disk
 
 
-def _on_disk(path: Path, config: Config, raws: list[Member], keys: Mapping[str, str]) -> list[_disk.Rows] | None:
-    """The rows of arrays that stay on disk, unpacked into the cache where they do not lie in the file as they are."""
+def held(path: Path, wanted: _disk.Where, raws: Sequence[Member], keys: Sequence[str]) -> Sequence[Array | _disk.Rows]:
+    """The values of arrays in memory, or their rows on disk."""
+    return _on_disk(path, wanted, raws, keys) or [raw.read() for raw in raws]
+
+
+def _on_disk(path: Path, wanted: _disk.Where, raws: Sequence[Member], keys: Sequence[str]) -> list[_disk.Rows] | None:
+    """The rows of arrays that stay on disk, unpacked into the cache where they do not lie in the file as they are; None
+    where they are to be in memory."""
     if any(len(raw.shape) < 3 or raw.dtype.kind not in "biuf" for raw in raws):
         return None  # no images: which will be said
     # Memory would hold the values as they are and, unless they are bytes, converted ones beside them.
     nbytes = sum(raw.nbytes * (1 if raw.dtype == np.uint8 else 2) for raw in raws)
-    if not _disk.stays_on_disk(config.store, nbytes):
+    if not _disk.stays_on_disk(wanted, nbytes):
         return None
     found = []
-    for raw, key in zip(raws, keys.values(), strict=True):
+    for raw, key in zip(raws, keys, strict=True):
         if raw.rows is not None:
             found.append(raw.rows())
         else:
@@ -368,7 +374,7 @@ def _from_table(config: Config, path: Path) -> Dataset:
         if not (isinstance(config.labels, str) and _labels.is_table(config.labels)):
             raise ConfigError("data.labels of a table of pixels is another table", "data.labels=FILE.csv")
         factors = _labels.of_rows(_labels.find(config.labels, path.parent), n)
-    return finish(config, path, [table.values_NP.reshape(n, c, h, w)], factors, {}, layout="chw", kind="table")
+    return finish(config, path, [table.values_NP.reshape(n, c, h, w)], factors, {}, config.range, "chw", "table")
 
 
 def _read_pixels(path: Path) -> _Pixels:

@@ -118,17 +118,19 @@ class Coins(Bytes):
     A throw is a pure function of its number, the image and the pixel; image i in throw t is asked for as i + N t.
     """
 
+    thrown = True  # anew in each step of training
+
     def gather(self, index_B: Tensor) -> Tensor:
         index_B = index_B.to(self.device)
         bytes_BCHW = self._select(index_B % len(self))
         pixels = math.prod(self.shape)
         place_BP = index_B[:, None] * pixels + torch.arange(pixels, device=self.device)
-        random_BP = _mixed(place_BP) & (2**24 - 1)
+        random_BP = mixed(place_BP) & (2**24 - 1)
         # Whole numbers, so that 255 is white and 0 black for sure.
         return (random_BP.view_as(bytes_BCHW) * 255 < bytes_BCHW.long() * 2**24).float()
 
 
-def _mixed(x: Tensor) -> Tensor:
+def mixed(x: Tensor) -> Tensor:
     """int64 to int64, near numbers to unrelated ones: the finalizer of SplitMix64 (Steele, Lea & Flood 2014)."""
     x = x * -0x61C8864680B583EB  # the golden ratio's odd number of 64 bits, as a signed one
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
@@ -350,7 +352,7 @@ class Stream:
     def indices(self, step: int, stream: int = 0) -> Tensor:
         """Positions in the data set of a batch at `step`, int64 (B,); of coins those of a throw of its own."""
         index_B = self._train[self.order.indices(step, stream).to(self._train.device)]
-        if isinstance(self.dataset.images, Coins):
+        if getattr(self.dataset.images, "thrown", False):
             throw = devices.derive(self.seed, "coins", step, stream) % 2**30
             index_B = index_B + len(self.dataset.images) * throw
         return index_B

@@ -102,9 +102,32 @@ def load(config: Config) -> Dataset:
     """
     root = Path(config.path).expanduser()
     _range.check(config.range)
-    paths, sizes = _find(root), []
-    if parts := _parts(root, paths):
-        paths.sort(key=parts.__getitem__)
+    paths = _find(root)
+    parts = _parts(root, paths)
+
+    def factors(good: list[str], files: list[str]) -> Factors | None:
+        found = _classes(root, good, depth=1 if parts else 0)
+        if config.labels is None:
+            return found
+        return _labels.joined([found, _labels.of_files(_labels.find(config.labels, root), files)])
+
+    return read(config, root, paths, parts, factors)
+
+
+def read(
+    config: Config,
+    root: Path,
+    paths: list[str],
+    parts: dict[str, int],
+    factors_of: Callable[[list[str], list[str]], Factors | None],
+    middle: float = 1.0,
+) -> Dataset:
+    """The data set of these files, those of one part (0, 1 or 2, as `_parts`) one after another.
+
+    `factors_of` is given, for each image, its path and its name in the set. `middle`: images are first cropped to a
+    square in the middle that has this share of the shorter side; not at all where it is 1.
+    """
+    paths, sizes = sorted(paths, key=parts.__getitem__) if parts else paths, []
     n = len(paths)
     if config.image_size is None or config.frames == "all":
         survey = partial(_survey, count=config.frames == "all")
@@ -127,7 +150,7 @@ def load(config: Config) -> Dataset:
     def decoded(paths: list[str], wanted: _range.Wanted) -> Iterator[tuple[str, tuple[Array, Facts]]]:
         every = config.frames == "all"
         shape = channels, height, width
-        decode = partial(_decode, shape=shape, wanted=wanted, fit=config.fit, every=every)
+        decode = partial(_decode, shape=shape, wanted=wanted, fit=config.fit, every=every, middle=middle)
         return _read(config, "decoding images", paths, decode, size, enough=250)
 
     for path, (frames_FCHW, fact) in decoded(paths, config.range):
@@ -155,9 +178,7 @@ def load(config: Config) -> Dataset:
         counts_F = [end - start for start, end in pairwise(starts)]
         files = [f"{name}[{i}]" if n > 1 else name for name, n in zip(files, counts_F, strict=True) for i in range(n)]
         good = [path for path, n in zip(good, counts_F, strict=True) for _ in range(n)]
-    factors = _classes(root, good, depth=1 if parts else 0)
-    if config.labels is not None:
-        factors = _labels.joined([factors, _labels.of_files(_labels.find(config.labels, root), files)])
+    factors = factors_of(good, files)
     counts = Counter(parts[path] for path in good) if parts else Counter()
     if parts and not counts[0]:
         raise InputError(f"{root}: no image to train on can be read")
@@ -400,7 +421,9 @@ class Facts:
 Shape = tuple[int, int, int]  # C, H, W
 
 
-def _decode(path: str, shape: Shape, wanted: _range.Wanted, fit: Fit, every: bool = False) -> tuple[Array, Facts]:
+def _decode(
+    path: str, shape: Shape, wanted: _range.Wanted, fit: Fit, every: bool = False, middle: float = 1.0
+) -> tuple[Array, Facts]:
     """The first frame or `every` one as uint8 (F, C, H, W), and the facts."""
     with _open(path) as image:
         frames = _frames(image)
@@ -412,6 +435,10 @@ def _decode(path: str, shape: Shape, wanted: _range.Wanted, fit: Fit, every: boo
         if not every or frames == 1:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
+            if middle != 1:
+                side = round(middle * min(image.size))
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                image = image.crop((left, top, left + side, top + side))
             pixels_CHW, facts = _pixels(image, shape, wanted, fit)
             return pixels_CHW[None], replace(facts, frames=frames)
         read, size = [], None
