@@ -422,7 +422,7 @@ def test_data_without_labels(vae: Callable[..., Result]) -> None:
 def test_a_flow_is_weighed_by_its_density() -> None:
     from vaecli.models import iaf_vae
 
-    info = DataInfo("x", (1, 2, 3), 10)
+    info = DataInfo("x", (1, 2, 3), 10, binary=True)
     torch.manual_seed(0)
     model = iaf_vae.Model(iaf_vae.Config(**iaf_vae.Config.tiny), info).double().eval()
     with torch.no_grad():
