@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from vaecli import __version__, output, paths, safe_files
+from vaecli import __version__, extras, output, paths, safe_files
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
 from vaecli.speed import fast
@@ -351,6 +351,28 @@ def to_csv(
         yield "".join(f"{text}\n" for text in lines).encode()
 
 
+def to_parquet(codes: Codes, index_N: Array, texts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> bytes:
+    """A Parquet table of the columns of `to_csv`: int64, float32 and text. ConfigError without pyarrow."""
+    arrow = extras.need("pyarrow", "parquet", "Parquet")
+    parquet = extras.need("pyarrow.parquet", "parquet", "Parquet")
+    columns: dict[str, Any] = {"index": index_N}
+    columns |= dict(zip(codes.latent_names, codes.mean_ND.astype(np.float32).T, strict=True))
+    if codes.logvar_ND is not None:
+        names = [f"{name}_logvar" for name in codes.latent_names]
+        columns |= dict(zip(names, codes.logvar_ND.astype(np.float32).T, strict=True))
+    if codes.factors_NK is not None:
+        columns |= dict(zip(codes.factor_names, codes.factors_NK.T, strict=True))
+    columns = {name: arrow.array(np.ascontiguousarray(column)) for name, column in columns.items()}
+    # A name that is no text of Unicode (a file's on a disk) has a sign for what it is not.
+    columns |= {
+        name: arrow.array([text.encode(errors="replace").decode() for text in column], arrow.string())
+        for name, column in texts.items()
+    }
+    stream = io.BytesIO()
+    parquet.write_table(arrow.table(columns), stream)
+    return stream.getvalue()
+
+
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -448,8 +470,8 @@ class Table:
 
 
 def read_table(path: str) -> Table:
-    """Codes to be decoded: an `.npz` (`codes`, or `z` as `vae sample` writes it), an `.npy` or CSV, told apart by
-    their first bytes; `-` is stdin.
+    """Codes to be decoded: an `.npz` (`codes`, or `z` as `vae sample` writes it), an `.npy`, CSV or Parquet, told apart
+    by their first bytes; `-` is stdin.
 
     InputError where the file is missing, damaged or holds anything but numbers.
     """
@@ -469,11 +491,25 @@ def read_table(path: str) -> Table:
             values_NC = np.load(io.BytesIO(data), allow_pickle=False)
         except Exception as error:  # NumPy raises nearly everything on damaged files
             raise InputError(f"{name}: not an .npy of numbers ({_problem(error)})") from None
+    elif data.startswith(b"PAR1"):
+        return _read_parquet(data, name)
     else:
         return _read_csv(data, name)
     if values_NC.ndim != 2 or 0 in values_NC.shape or values_NC.dtype.kind not in "fiu":
         raise InputError(f"{name}: codes must be numbers of shape (N, D), not {values_NC.dtype} {values_NC.shape}")
     return Table(name, values_NC.astype(np.float64))
+
+
+def _read_parquet(data: bytes, name: str) -> Table:
+    parquet = extras.need("pyarrow.parquet", "parquet", f"{name}: Parquet")
+    try:
+        table = parquet.ParquetFile(io.BytesIO(data)).read()
+        found = {column: table[column].to_numpy() for column in table.column_names if not TEXT_COLUMN.fullmatch(column)}
+    except Exception as error:  # pyarrow raises errors of its own on damaged files
+        raise InputError(f"{name}: not a Parquet file of numbers ({_problem(error)})") from None
+    if not found or not table.num_rows or any(column.dtype.kind not in "fiu" for column in found.values()):
+        raise InputError(f"{name}: not a Parquet file of numbers")
+    return Table(name, np.stack([c.astype(np.float64) for c in found.values()], axis=1), tuple(found), text=True)
 
 
 def _read_csv(data: bytes, name: str) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vaecli import data
+from vaecli import data, extras
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import codes as code_files
@@ -35,16 +35,20 @@ def run(
     """Means, log-variances and true factors (as the data set numbers them) of image files or of a split, beside the
     names of the files and of the factors' values, where they have names. A folder, .npz or .npy is taken as a whole.
 
-    `.npz` or `.csv` by the name's ending, `-` for CSV on stdout; `analysis.codes` says what is in them. The index
-    counts images of the data set or, for files, the files given.
+    `.npz`, `.csv` or `.parquet` by the name's ending, `-` for CSV on stdout; `analysis.codes` says what is in them. The
+    index counts images of the data set or, for files, the files given.
     """
     if (given := _artifact.whole_set(images)) is not None:
         images, split, data_at = [], "all", given
     if images and n is not None:
         raise ConfigError("-n counts images of a split, but image files are given")
     name = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
-    if name != "-" and not name.lower().endswith((".npz", ".csv")):
-        raise ConfigError(f"{name}: codes are written as .npz or .csv", "end the name in one of them, or use -o -")
+    if name != "-" and not name.lower().endswith((".npz", ".csv", ".parquet")):
+        raise ConfigError(
+            f"{name}: codes are written as .npz or .csv, or as .parquet", "end the name in one of them, or use -o -"
+        )
+    if name.lower().endswith(".parquet"):
+        extras.require("pyarrow", "parquet", name)
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     view = _files(loaded, images) if images else data.load(loaded.config.data, loaded.info).split(split)
     if not images and view.name != split:
@@ -61,6 +65,8 @@ def run(
     texts = _texts(view, codes, index_N)
     if name.lower().endswith(".npz"):
         _artifact.write(output, DEFAULT_NAME, code_files.to_npz(codes, index_N, texts), force)
+    elif name.lower().endswith(".parquet"):
+        _artifact.write(output, DEFAULT_NAME, code_files.to_parquet(codes, index_N, texts), force)
     else:
         _write_csv(name, codes, index_N, texts, force)
     record = {

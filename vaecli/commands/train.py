@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "train.eval_images",
     "train.save_every",
     "train.keep",
+    "train.log",
     "data.path",  # where the same images are now
 )
 

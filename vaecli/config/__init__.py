@@ -6,10 +6,10 @@ remembers where it came from, so that every mistake is reported at once, with fi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vaecli import paths, registry
 from vaecli.config.tree import Key, Tree
@@ -39,6 +39,7 @@ class TrainConfig(Section):
     keep: PositiveInt = 2  # checkpoints kept, newest first
     fast: bool = True  # the faster equivalents of vaecli.fast, where they work
     precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
+    log: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default=[])  # told what metrics.jsonl is
 
     def in_stage(self, step: int) -> int:
         """`step` counted from the start of its stage, as schedules are; after the last step, of the last stage."""

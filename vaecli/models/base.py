@@ -292,7 +292,7 @@ class Model(nn.Module):
 
     def complete(self, values: Values) -> Values:
         """The values, and for levels that are missing the modes of their priors given those before them."""
-        n = len(next(iter(values.values())))
+        n = next(iter(values.values())).shape[0]  # len() of it would fix the batch of an exported model
         full: Values = {}
         for level in self.levels:
             known = values.get(level.name)
@@ -348,7 +348,7 @@ class Model(nn.Module):
             part, z_BD = z_BD[:, : level.size], z_BD[:, level.size :]
             if level.kind == "codes":
                 part = part.round().long().clamp(0, level.sizes[0] - 1)
-            values[level.name] = part.reshape(len(part), *level.shape)
+            values[level.name] = part.reshape(part.shape[0], *level.shape)
         return values
 
     def posterior(self, x_BCHW: Tensor) -> Posterior:

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 import vaecli.models as models
-from vaecli import __version__, data, output, safe_files
+from vaecli import __version__, data, hub, output, safe_files
 from vaecli import config as configs
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
@@ -251,8 +251,9 @@ def clean_up(folder: Path, step: int) -> None:
 
 
 def resolve(path: str | Path) -> Path:
-    """The `.safetensors` file that a run, a step directory or a file stands for; CheckpointError otherwise."""
-    path = Path(path)
+    """The `.safetensors` file that a run, a step directory, a file or `hf://owner/name` stands for; CheckpointError
+    otherwise, and what `hub.fetch` raises."""
+    path = hub.fetch(str(path)) if hub.is_name(path) else Path(path)
     if path.suffix.lower() in (".npz", ".npy", ".csv") and path.is_file():
         raise CheckpointError(
             f"{path}: codes, and no checkpoint", "`vae analyze` reads codes from an .npz; `vae decode RUN FILE` decodes"

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class RunDir:
         except OSError as error:
             self._lock.close()
             raise MachineError(f"{error.filename}: {error.strerror}") from None
+        self.log: Callable[[str, int, dict[str, Any]], None] = lambda kind, step, values: None  # told every record
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("vaecli").addHandler(self._handler)
@@ -94,6 +96,7 @@ class RunDir:
         """Append one line to metrics.jsonl."""
         self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._metrics.flush()
+        self.log(kind, step, values)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget the records after `step`, which a resumed run will write again."""

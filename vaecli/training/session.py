@@ -21,7 +21,7 @@ from vaecli.densities.base import Density
 from vaecli.errors import ConfigError, InputError, Interrupted, VaeError
 from vaecli.models.base import Model
 from vaecli.speed import graph
-from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_density, trainer
+from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_density, trackers, trainer
 from vaecli.training.meter import Meter
 from vaecli.training.state import Stage, TrainState, stage_at, stages
 from vaecli.training.stop import Stop, memory_errors
@@ -94,6 +94,7 @@ def _start(
     config: RunConfig, dataset: Dataset, wanted: Wanted, stop: Stop, judge: Judge
 ) -> Generator[None, None, dict[str, Any]]:
     """A new run from its first step to its last."""
+    trackers.check(config.train.log)
     banner.check_labels(config, dataset.info)
     config = banner.choose(config, dataset.info)
     device.seed(config.seed, "init")
@@ -176,6 +177,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     if config.train.total_steps < loaded.step and takes_steps:
         raise ConfigError(f"{run_path} is at step {loaded.step:,}, past train.steps = {config.train.total_steps:,}")
     _check_stages(loaded, config)
+    trackers.check(config.train.log)
     finished = not takes_steps or config.train.total_steps == loaded.step
     if finished and (config.density is None or _density_of(step_dir, loaded.model) is not None):
         output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
@@ -254,6 +256,8 @@ def _train(
     output.notice(f"run        {run_dir.path}")
     meter, first = Meter(config, state, started, live=alone, deadline=stop.deadline), state.step
     code, status, evaluation, final = 1, "failed", {}, None
+    told = trackers.Trackers(config.train.log, run_dir.path, config.to_tree(), state.step)
+    run_dir.log = told.log
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
             run_dir.status(status="running")
@@ -281,6 +285,7 @@ def _train(
     finally:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
+        told.close(failed=code not in (0, 130, 143))
         run_dir.close()
     record = _record(run_dir.path, status, state.step, evaluation)
     return record if final is None else {**record, "final": final}
