@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vaecli import data
-from vaecli.data import _disk, array
+from vaecli.data import _disk, array, folder
 from vaecli.errors import InputError, MachineError
 
 
@@ -249,3 +249,79 @@ def test_pictures_of_chosen_channels(vae):
     for wrong in ("1,2", "a", "-1", "5"):
         assert vae("sample", "r/a", "-n", 2, "-o", "q.png", "--channels", wrong).code == 2
     assert not Path("q.png").exists()
+
+
+# ---- folders
+
+
+def pictures(n, *shape, where="d", ending="png", seed=0, **options):
+    images = numbers(n, *shape, seed=seed, **options)
+    Path(where).mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(f"{where}/{i:03d}.{ending}")
+
+
+def load_folder(store, **options):
+    return folder.load(folder.Config(name="folder", path="d", store=store, **{"holdout": 0.3, **options}))
+
+
+FOLDERS = {
+    "grey": lambda: pictures(20, 6, 5),
+    "classes": lambda: (pictures(9, 6, 5, 3, where="d/a"), pictures(9, 6, 5, 3, where="d/b", seed=1)),
+    "parts": lambda: (pictures(9, 6, 5, where="d/train"), pictures(4, 6, 5, where="d/test", seed=1)),
+    "counts": lambda: pictures(20, 6, 5, dtype=np.uint16, high=4000),
+    "binary": lambda: pictures(20, 6, 5, high=2),
+    "one alone": lambda: pictures(1, 6, 5),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_on_disk_is_as_in_memory(case, monkeypatch):
+    FOLDERS[case]()
+    in_memory = load_folder("memory")
+    on_disk = load_folder("disk")
+    assert isinstance(on_disk.images, _disk.OnDisk) and not isinstance(in_memory.images, _disk.OnDisk)
+    if len(on_disk.images) > 3:
+        same(on_disk, in_memory)
+    assert on_disk.files == in_memory.files
+    monkeypatch.setattr(folder, "_decode", None)  # nothing is decoded again
+    again = load_folder("disk")
+    assert again.info == in_memory.info and again.files == in_memory.files
+
+
+def test_frames_and_bad_images_on_disk(capsys):
+    pictures(5, 6, 5)
+    first, *others = map(Image.fromarray, numbers(7, 6, 5, seed=3))
+    first.save("d/s.tif", save_all=True, append_images=others)
+    Path("d/002.png").write_bytes(b"no image")
+    options = {"frames": "all", "on_bad_image": "skip", "image_size": [6, 5]}
+    on_disk = load_folder("disk", **options)
+    assert len(on_disk.images) == 11 and on_disk.files[-1] == "s.tif[6]"
+    same(on_disk, load_folder("memory", **options))
+    capsys.readouterr()
+    load_folder("disk", **options)
+    assert "all of which are taken: 11 images from 5 files" in capsys.readouterr().err
+
+
+def test_a_folder_is_decoded_again_when_it_has_changed():
+    pictures(6, 6, 5)
+    first = load_folder("disk")
+    pictures(1, 6, 5, seed=9)
+    os.utime("d/000.png", ns=(5, 5))
+    changed = load_folder("disk")
+    assert changed.info.source["sha256"] != first.info.source["sha256"]
+    same(changed, load_folder("memory"))
+    for kept in Path("cache").glob("folder-*.npy"):
+        content = bytearray(kept.read_bytes())
+        content[-1] ^= 255
+        kept.write_bytes(content)
+        os.utime(kept, ns=(7, 7))
+    same(load_folder("disk"), load_folder("memory"))
+
+
+def test_images_that_cannot_be_kept_leave_nothing():
+    pictures(6, 6, 5)
+    Path("d/003.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"003\.png"):
+        load_folder("disk", image_size=[6, 5])
+    assert not list(Path("cache").glob("*"))

@@ -179,14 +179,20 @@ def place(kind: str, *key: Any) -> Path:
     return cache_dir() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def remembered(kept: Path, make: Callable[[], tuple[dict[str, Any], Survey]]) -> tuple[dict[str, Any], Survey]:
-    """Facts and a survey from the cache file at `kept`, or made now and put there (if it can be written)."""
+def remembered(
+    kept: Path,
+    make: Callable[[], tuple[dict[str, Any], Survey]],
+    holds: Callable[[dict[str, Any]], bool] = lambda facts: True,
+) -> tuple[dict[str, Any], Survey]:
+    """Facts and a survey from the cache file at `kept`, if they still hold, or made now and put there (if it can be
+    written)."""
     kept = kept.with_suffix(".facts.npz")
     try:
         with io.BytesIO(safe_files.read(kept)) as file, np.load(file, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             keys_N = torch.from_numpy(arrays["keys"])
-            return facts["facts"], Survey(facts["sha256"], keys_N, facts["binary"])
+            if holds(facts["facts"]):
+                return facts["facts"], Survey(facts["sha256"], keys_N, facts["binary"])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):  # which has sums of its own
@@ -209,19 +215,22 @@ def remembered(kept: Path, make: Callable[[], tuple[dict[str, Any], Survey]]) ->
 def unpacked(kept: Path, shape: Sequence[int], dtype: np.dtype[Any], parts: Callable[[], Iterator[Array]]) -> Rows:
     """An array as rows on disk: found at `kept` in the cache, or put there from `parts`, its pieces in order."""
     kept = kept.with_suffix(".npy")
-    if (found := _found(kept, shape, dtype)) is not None:
+    if (found := rows_at(kept, shape, dtype)) is not None:
         return found
-    with making(kept, shape, dtype) as file, output.progress("unpacking", shape[0]) as advance:
+    with making(kept, shape, dtype) as place, output.progress("unpacking", shape[0]) as advance:
+        start = 0
         for part in parts():
-            file.write(np.ascontiguousarray(part).data)
+            place.write(start, part)
+            start += len(part)
             advance(len(part))
-    made = _found(kept, shape, dtype)
+        place.end(start)
+    made = rows_at(kept, shape, dtype)
     if made is None:
         raise InputError("the array is not as long as its header says")
     return made
 
 
-def _found(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Rows | None:
+def rows_at(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Rows | None:
     """The array at this place, if it is one of that shape and type and is whole."""
     try:
         if not safe_files.is_plain(kept):
@@ -239,9 +248,37 @@ def _found(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Rows | Non
         return None
 
 
+class Place:
+    """An .npy file that is being written, in any order."""
+
+    def __init__(self, file: IO[bytes], shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self._file, self._shape, self._dtype = file, tuple(shape), dtype
+        self._width = math.prod(shape[1:]) * dtype.itemsize
+        self._header(self._shape[0])
+        self._start = file.tell()
+
+    def _header(self, n: int) -> None:
+        shape, descr = (n, *self._shape[1:]), np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)  # which leaves room for other numbers of rows
+
+    def write(self, start: int, rows: Array) -> None:
+        """Rows, from the one at `start` on."""
+        self._file.seek(self._start + start * self._width)
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+
+    def end(self, n: int) -> None:
+        """All is written, and there are `n` rows."""
+        self._file.seek(0)
+        self._header(n)
+        if self._file.tell() != self._start:
+            raise OSError(0, "the header of an array does not fit in its place")
+        self._file.truncate(self._start + n * self._width)
+
+
 @contextmanager
-def making(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Iterator[IO[bytes]]:
-    """A new .npy file of the cache whose header is written, and which gets its name at the end.
+def making(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Iterator[Place]:
+    """A new .npy file of the cache, which gets its name at the end; `shape` is what it has at most.
 
     MachineError, before anything is written, where the disk has no room for it.
     """
@@ -254,9 +291,7 @@ def making(kept: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Iterator[I
                 "free some space, or set VAE_CACHE_DIR to a disk that has more",
             )
         with safe_files.replacing(kept) as file:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            yield file
+            yield Place(file, shape, dtype)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

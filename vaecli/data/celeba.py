@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from vaecli.data import _labels, _published, folder
+from vaecli.data import _disk, _labels, _published, folder
 from vaecli.data._labels import Factors
 from vaecli.data.base import DataConfig, Dataset
 from vaecli.errors import InputError
@@ -29,11 +29,13 @@ class Config(DataConfig):
     """`path`: the folder that has img_align_celeba and the lists; else $VAE_DATA_DIR/celeba and $VAE_DATA_DIR.
 
     `crop`: the side of the square in the middle that is kept, of 178 pixels. `image_size`: what it is resized to.
+    `store`: as of a folder.
     """
 
     path: str | None = None
     crop: Annotated[int, Field(gt=0, le=WIDTH)] = 148
     image_size: Annotated[int, Field(gt=0, le=512)] = 64
+    store: _disk.Where = "auto"
 
 
 def load(config: Config) -> Dataset:

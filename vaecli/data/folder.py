@@ -4,7 +4,7 @@ What becomes of an image, in this order: the first frame, or each (`frames`); tu
 transparency laid over white; more than 8 bits and floats to bytes, by the range of their values (see `_range`);
 palette, CMYK and the like to RGB; three channels to one by the luma 0.299 R + 0.587 G + 0.114 B; with `image_size`,
 resized to it as `fit` says (see `_fit`). Hidden files are skipped and links to folders not followed. Images are decoded
-once (those whose range is not that of their type, twice) and stay in memory.
+once (those whose range is not that of their type, twice) and stay in memory or, large sets, in a file of the cache.
 
 Where the first folders are called train, val and test, they are the parts of the set, and the classes are below them.
 What is left out or added (frames, files of other kinds, what a crop cuts off or padding adds) is said.
@@ -12,6 +12,7 @@ What is left out or added (frames, files of other kinds, what a crop cuts off or
 
 import ctypes
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -34,10 +35,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
-from vaecli.data import _labels, _range
+from vaecli.data import _disk, _labels, _range
 from vaecli.data._fit import Fit, fitted, misfit
 from vaecli.data._labels import Factors
-from vaecli.data.base import Dataset, assemble, content_keys, require_memory, store
+from vaecli.data.base import Dataset, Store, assemble, content_keys, require_memory, store
 from vaecli.errors import InputError, MachineError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -85,6 +86,7 @@ class Config(_range.RangeConfig):
     `channels`: 1 or 3; null for 1 where all images are grey, else 3. `on_bad_image`: `error`, or `skip` to go without.
     `frames`: of files that hold several (GIF, APNG, WebP, stacks of TIFF), the `first`, or `all`, images of their own.
     `labels`: a table (.csv, .tsv), one column of which has the names of files and every other one a factor's values.
+    `store`: `memory`, `disk` (decoded once into the cache, where batches are read) or `auto`: on disk what is large.
     """
 
     path: str
@@ -94,6 +96,7 @@ class Config(_range.RangeConfig):
     on_bad_image: Literal["error", "skip"] = "error"
     frames: Literal["first", "all"] = "first"
     labels: str | None = None
+    store: _disk.Where = "auto"
 
 
 def load(config: Config) -> Dataset:
@@ -140,27 +143,86 @@ def read(
     channels = config.channels or (1 if grey else 3)
     height, width = _target_size(config, root, sizes)
     size = channels * height * width
-    what = f"{root}: {n:,} images of {channels}x{height}x{width}"
-    require_memory(n * size, what, "set a smaller data.image_size")
-    images_NCHW = np.empty((n, channels, height, width), np.uint8)
+    set_shape = n, channels, height, width
+    read_as = config, root, paths, set_shape[1:], middle
+    images: Store
+    if _disk.stays_on_disk(config.store, n * size):
+        images, found, decoded = _on_disk(read_as, n)
+    else:
+        what = f"{root}: {n:,} images of {channels}x{height}x{width}"
+        require_memory(n * size, what, "set a smaller data.image_size, or data.store=disk")
+        images_NCHW = np.empty(set_shape, np.uint8)
+        decoded = _decode_all(*read_as, write=lambda start, x: images_NCHW.__setitem__(slice(start, start + len(x)), x))
+        images_NCHW = images_NCHW[: sum(decoded.counts)]
+        images, binary = store(images_NCHW)
+        sha256 = hashlib.sha256(images_NCHW.data).hexdigest()
+        found = _disk.Survey(sha256, content_keys(images_NCHW), binary)
+    good, facts, every = decoded.good, decoded.facts, config.frames == "all"
+    _range.say(root, config.range, decoded.ranges, _extents(facts))
+    _say_frames(root, good, facts, every)
+    most = _say_fit(root, facts, height, width, config.fit)
+    files = [os.path.relpath(path, root) for path in good]
+    if every:
+        counted = list(zip(good, files, decoded.counts, strict=True))
+        files = [f"{name}[{i}]" if n > 1 else name for _, name, n in counted for i in range(n)]
+        good = [path for path, _, n in counted for _ in range(n)]
+    factors = factors_of(good, files)
+    counts = Counter(parts[path] for path in good) if parts else Counter()
+    if parts and not counts[0]:
+        raise InputError(f"{root}: no image to train on can be read")
+    return assemble(
+        config,
+        images,
+        **(factors.for_assemble() if factors else {}),
+        binary=found.binary,
+        source={
+            "kind": "folder",
+            "sha256": found.sha256,
+            "range": decoded.ranges,
+            "fit": {"how": config.fit, "most": most},
+        },
+        content_N=found.keys_N,
+        files=files,
+        val=counts[1],
+        test=counts[2],
+    )
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The files that could be read, how many images each gave, what is known of each, and the ranges of values."""
+
+    good: list[str]
+    counts: list[int]
+    facts: "list[Facts]"
+    ranges: dict[str, list[float]]
+
+
+def _decode_all(
+    config: Config,
+    root: Path,
+    paths: list[str],
+    shape: "Shape",
+    middle: float,
+    write: Callable[[int, Array], object],
+) -> _Decoded:
+    """Decode files in order; `write` is given the place of the first image of each and its images, uint8 (F, C, H, W),
+    twice where the range of values is not what it seemed."""
     good: list[str] = []
     facts: list[Facts] = []
     starts = [0]  # of each file's frames among the images, and the end of the last
 
     def decoded(paths: list[str], wanted: _range.Wanted) -> Iterator[tuple[str, tuple[Array, Facts]]]:
         every = config.frames == "all"
-        shape = channels, height, width
         decode = partial(_decode, shape=shape, wanted=wanted, fit=config.fit, every=every, middle=middle)
-        return _read(config, "decoding images", paths, decode, size, enough=250)
+        return _read(config, "decoding images", paths, decode, math.prod(shape), enough=250)
 
     for path, (frames_FCHW, fact) in decoded(paths, config.range):
+        write(starts[-1], frames_FCHW)
         starts.append(starts[-1] + len(frames_FCHW))
-        images_NCHW[starts[-2] : starts[-1]] = frames_FCHW
         good.append(path)
         facts.append(fact)
-    images_NCHW = images_NCHW[: starts[-1]]
-    extents = _extents(facts)
-    ranges = _range.find(config.range, extents)
+    ranges = _range.find(config.range, _extents(facts))
     # What is asked for is known at once, but what is to be found only now.
     other = {
         path: i
@@ -169,36 +231,57 @@ def read(
     }
     if other:
         for path, (frames_FCHW, _) in decoded(list(other), ranges):
-            images_NCHW[starts[other[path]] : starts[other[path] + 1]] = frames_FCHW
-    _range.say(root, config.range, ranges, extents)
-    _say_frames(root, good, facts, config.frames == "all")
-    most = _say_fit(root, facts, height, width, config.fit)
-    files = [os.path.relpath(path, root) for path in good]
-    if config.frames == "all":
-        counts_F = [end - start for start, end in pairwise(starts)]
-        files = [f"{name}[{i}]" if n > 1 else name for name, n in zip(files, counts_F, strict=True) for i in range(n)]
-        good = [path for path, n in zip(good, counts_F, strict=True) for _ in range(n)]
-    factors = factors_of(good, files)
-    counts = Counter(parts[path] for path in good) if parts else Counter()
-    if parts and not counts[0]:
-        raise InputError(f"{root}: no image to train on can be read")
-    images, binary = store(images_NCHW)
-    return assemble(
-        config,
-        images,
-        **(factors.for_assemble() if factors else {}),
-        binary=binary,
-        source={
-            "kind": "folder",
-            "sha256": hashlib.sha256(images_NCHW.data).hexdigest(),
-            "range": ranges,
-            "fit": {"how": config.fit, "most": most},
-        },
-        content_N=content_keys(images_NCHW),
-        files=files,
-        val=counts[1],
-        test=counts[2],
+            write(starts[other[path]], frames_FCHW)
+    return _Decoded(good, [end - start for start, end in pairwise(starts)], facts, ranges)
+
+
+def _on_disk(
+    read_as: "tuple[Config, Path, list[str], Shape, float]", n: int
+) -> tuple[_disk.OnDisk, _disk.Survey, _Decoded]:
+    """Images as they are in a file of the cache, decoded now or when they were first asked for."""
+    config, root, paths, shape, middle = read_as
+    listed = hashlib.sha256()
+    for path in paths:
+        stat = os.stat(path)
+        listed.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    how = [config.range, config.fit, config.frames, config.on_bad_image]
+    kept = _disk.place("folder", os.path.realpath(root), listed.hexdigest(), shape, middle, how)
+    file = kept.with_suffix(".npy")
+
+    def make() -> tuple[dict[str, Any], _disk.Survey]:
+        with _disk.making(file, (n, *shape), np.dtype(np.uint8)) as place:
+            decoded = _decode_all(*read_as, write=place.write)
+            place.end(sum(decoded.counts))
+        images = opened(decoded)
+        facts = {
+            "good": [os.path.relpath(path, root) for path in decoded.good],
+            "counts": decoded.counts,
+            "facts": [list(astuple(fact)) for fact in decoded.facts],
+            "range": decoded.ranges,
+            "file": _disk.identity(file)[1:],
+        }
+        return facts, _disk.survey(images.chunks(), len(images), "looking at all images")
+
+    def opened(decoded: _Decoded) -> _disk.OnDisk:
+        rows = _disk.rows_at(file, (sum(decoded.counts), *shape), np.dtype(np.uint8))
+        if rows is None:
+            raise MachineError(f"{file} is gone", "was the cache emptied in between? start again")
+        return _disk.OnDisk([rows], np.ascontiguousarray, shape, 1)
+
+    facts, found = _disk.remembered(
+        kept, make, lambda facts: file.exists() and facts["file"] == _disk.identity(file)[1:]
     )
+    decoded = _Decoded(
+        [os.path.join(root, name) for name in facts["good"]],
+        facts["counts"],
+        [Facts(*fact) for fact in facts["facts"]],
+        facts["range"],
+    )
+    images = opened(decoded)
+    output.notice(
+        f"{root}: {images.nbytes / 1e9:,.2f} GB of decoded images stay on disk, in {file}; read a batch at a time"
+    )
+    return images, found, decoded
 
 
 def sizes(config: Config) -> list[tuple[int, int]]:
