@@ -16,6 +16,7 @@ ROOMS = [
     {"presets"},
     {"speed"},
     {"training"},
+    {"sweeps"},
     {"analysis"},
     {"report"},
     {"commands"},

@@ -244,6 +244,57 @@ def suggest(
     command.run(data, sets or [], sigma, device, json)
 
 
+@app.command(no_args_is_help=True)
+def sweep(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)
+    ] = None,
+    sets: Sets = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=VALUES", help="model.beta=1,4,16; for a search also 1..16 or 1..16:log."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of each setting: 0-4 or 0,2,5.")] = "0",
+    search: Annotated[str | None, typer.Option(metavar="optuna", help="Search in place of the whole grid.")] = None,
+    objective: Annotated[str, typer.Option(help="What a search makes larger: elbo or a metric.")] = "elbo",
+    trials: Annotated[int, typer.Option(help="Settings that a search tries, in all.")] = 40,
+    on: Annotated[str, typer.Option("--on", metavar="ENGINE", help="local, slurm or ray.")] = "local",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Of the engine: slurm_partition=gpu, num_gpus=1, ..."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; default: the cores, or all there are.")] = None,
+    device: Device = "auto",
+    max_time: Annotated[str | None, typer.Option(help="Stop and save each run after this long.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep's folder; the same one goes on.")] = None,
+    runs_dir: Annotated[str | None, typer.Option(help="Where it is kept ($VAE_RUNS_DIR, else ./runs).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="The command lines; write nothing.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a grid of settings with several seeds, or search; what is finished is not run again. stdout: the folder."""
+    output.configure(quiet)
+    from vaecli.commands import sweep as command
+    from vaecli.commands.train import Layers
+
+    flags = {"data.name": ("--data", data), "model.name": ("--model", model), "train.steps": ("--steps", steps)}
+    given = {key: pair for key, pair in flags.items() if pair[1] is not None}
+    words = {"--preset": preset, "--config": config, "--data": data, "--model": model, "--steps": steps}
+    words |= {"--device": device if device != "auto" else None, "--max-time": max_time}
+    base = [word for flag, value in words.items() if value is not None for word in (flag, str(value))]
+    base += [word for text in sets or [] for word in ("--set", text)] + (["--quiet"] if quiet else [])
+    wanted = None if search is None else command.Search(search, objective, trials)
+    layers = Layers(preset, config, given, sets or [])
+    command.run(layers, base, grid or [], seeds, wanted, on, option or [], jobs, name, runs_dir, dry_run, json)
+
+
 @app.command()
 def sample(
     checkpoint: Checkpoint,

@@ -60,6 +60,6 @@ class FailedVerdict(VaeError):
 class SeedsFailed(VaeError):
     """Some of several runs failed; the exit code is that of the first which did."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, exit_code: int, more: Sequence[str] = ()) -> None:
+        super().__init__(message, more=more)
         self.exit_code = exit_code

@@ -23,6 +23,7 @@ from vaecli.analysis.metrics import beta_vae
 from vaecli.commands import _side_by_side
 from vaecli.commands._groups import Column, Run, Summary, best_of, summarised
 from vaecli.errors import ConfigError, InputError
+from vaecli.sweeps import plan
 from vaecli.training import checkpoint as checkpoints
 
 IMAGES_OF_SEVERAL = 10_000  # a metric of several models gets so many images of each
@@ -58,7 +59,7 @@ def run(
     several = [name for name in names if getattr(registry.load("metric", name), "SEVERAL", False)]
     alone = [name for name in names if name not in several]
     lenient = "all" in (metrics_text or "").split(",")
-    columns = [*TOTALS, *(Column(name, name, 3, _direction(name)) for name in names)]
+    columns = [*TOTALS, *(Column(name, name, 3, direction(name)) for name in names)]
     runs, unusable = _read(paths, data_at)
     grouped = _grouped(runs)
     together = {run.file for members in grouped if several and len(members) > 1 for run in members}
@@ -108,7 +109,7 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
     runs: dict[Path, Run] = {}
     problems: list[InputError] = []
     unusable: list[str] = []
-    for given in paths:
+    for given in _with_runs_of_sweeps(paths):
         if not hub.is_name(given) and not os.path.lexists(given):
             checkpoints.resolve(given)  # which is an error: a slip of the hand, and no run that has not saved yet
         try:
@@ -136,6 +137,20 @@ def _read(paths: Sequence[str], data_at: str | None = None) -> tuple[list[Run], 
     for run, name in zip(runs.values(), short, strict=True):
         run.name = name if counts[name] == 1 else run.given
     return list(runs.values()), unusable
+
+
+def _with_runs_of_sweeps(paths: Sequence[str]) -> list[str]:
+    """The paths, the folder of a sweep standing for all of its runs; InputError where it has none yet."""
+    found = []
+    for given in paths:
+        if hub.is_name(given) or not plan.is_sweep(Path(given)):
+            found.append(given)
+            continue
+        runs = [str(path) for path in plan.runs(Path(given))]
+        if not runs:
+            raise InputError(f"{given}: the sweep has no run yet")
+        found += runs
+    return found
 
 
 def _short_name(run: Run) -> str:
@@ -238,7 +253,7 @@ def _add_several(name: str, grouped: Sequence[Sequence[Run]], seed: int, lenient
             _keep(run, metrics.Result(name, score, problem=problem if score is None else None))
 
 
-def _direction(metric: str) -> int:
+def direction(metric: str) -> int:
     """Scores that need no factors are best for a model that has learnt nothing: no run wins by them."""
     module = registry.load("metric", metric)
     return 1 if "factors" in getattr(module, "NEEDS", ()) or getattr(module, "SEVERAL", False) else 0

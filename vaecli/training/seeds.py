@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vaecli import output
 from vaecli.data.base import free_memory
@@ -72,18 +73,32 @@ def processes_at_once(seeds: int, data_bytes: int) -> int:
     return max(1, min(seeds, cores, fitting))
 
 
-def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tuple[list[str | None], int]:
-    """Run (seed, arguments of `vae`) pairs, `at_once` at a time and each on its share of the cores.
+class Done(NamedTuple):
+    """What became of a command: its exit code (minus the signal that killed it), stdout, and its error in a line."""
 
-    Their messages come through with the seed before each line. Returns what each put on stdout (None for those that
-    failed), in order, and the first exit code that is not 0. Signals are passed on.
+    name: str
+    code: int
+    out: str
+    error: str
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The last error among lines of stderr, without what it begins with; "" where there is none."""
+    return next(
+        (line.partition("error: ")[2].strip() for line in reversed(lines) if line.startswith("vae: error:")), ""
+    )
+
+
+def in_processes(commands: Sequence[tuple[str, list[str]]], at_once: int) -> list[Done]:
+    """Run (name, arguments of `vae`) pairs, `at_once` at a time and each on its share of the cores; what became of
+    them, in order. Their messages come through with the name before each line. Signals are passed on, and what was
+    still waiting then has ended by the signal too.
     """
     threads = max(1, cpu_cores() // at_once)
     with contextlib.suppress(KeyError, ValueError):
         threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))  # the user's own limit
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    results: list[str | None] = [None] * len(commands)
-    codes = [1] * len(commands)  # until they have ended
+    results: list[Done | None] = [None] * len(commands)
     running: set[subprocess.Popen[str]] = set()
     waiting = list(enumerate(commands))
     lock = threading.Lock()
@@ -94,7 +109,7 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
             with lock:
                 if not waiting or told:
                     return
-                number, (seed, arguments) = waiting.pop(0)
+                number, (name, arguments) = waiting.pop(0)
                 try:
                     process = subprocess.Popen(
                         # -P: no module of the current directory, which may be a stranger's, instead of ours
@@ -103,19 +118,20 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
                         start_new_session=True,  # the terminal's Ctrl-C comes here, and is passed on once
                     )  # fmt: skip
                 except OSError as error:
-                    output.error(f"seed {seed}: no process could be started: {error.strerror}")
-                    codes[number] = 5
+                    problem = f"no process could be started: {error.strerror}"
+                    output.error(f"{name}: {problem}")
+                    results[number] = Done(name, 5, "", problem)
                     continue
                 running.add(process)
                 if told:  # while it was being started
                     process.send_signal(told[-1])
             assert process.stderr is not None and process.stdout is not None
+            lines: deque[str] = deque(maxlen=100)
             for line in process.stderr:
-                output.relay(f"[seed {seed}] {line.rstrip()}")
+                lines.append(line)
+                output.relay(f"[{name}] {line.rstrip()}")
             out = process.stdout.read()
-            codes[number] = process.wait()
-            if codes[number] == 0:
-                results[number] = out
+            results[number] = Done(name, process.wait(), out, last_error(list(lines)))
             with lock:
                 running.discard(process)
 
@@ -137,8 +153,9 @@ def in_processes(commands: Sequence[tuple[int, list[str]]], at_once: int) -> tup
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    failed = next((code if code > 0 else 128 - code for code in codes if code), 0)
-    return results, 128 + told[-1] if told and failed == 1 else failed
+    ended = 128 + told[-1] if told else 1
+    named = zip(commands, results, strict=True)
+    return [Done(name, ended, "", "it was not started") if done is None else done for (name, _), done in named]
 
 
 def arguments_of(argv: Sequence[str], seed: int, name: str | None) -> list[str]:

@@ -143,9 +143,12 @@ def start_several(
     how = f"{at_once} at a time, a process each" if at_once > 1 else "one after another"
     output.notice(f"seeds      {len(numbers)} runs, {how}")
     del dataset
-    commands = [(seed, [*seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in numbers]
-    texts, code = seeds.in_processes(commands, at_once)
-    return [None if text is None else parse_json(text) for text in texts], code
+    commands = [
+        (f"seed {seed}", [*seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in numbers
+    ]
+    found = seeds.in_processes(commands, at_once)
+    code = next((done.code if done.code > 0 else 128 - done.code for done in found if done.code), 0)
+    return [None if done.code else parse_json(done.out) for done in found], code
 
 
 def _share_the_device(config: RunConfig, dataset: Dataset, where: torch.device) -> bool:
