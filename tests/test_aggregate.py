@@ -239,6 +239,14 @@ def test_mmd_of_equal_and_of_shifted_samples() -> None:
     assert shifted.p_value == 1 / 201 and shifted.mmd2 > 3 * shifted.null > 0
 
 
+def test_bandwidth_is_the_median_distance_between_the_two() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 2)), rng.normal(5, 3, size=(40, 2))
+    distances = np.linalg.norm(a[:, None] - b, axis=2).ravel()
+    lower = np.sort(distances)[(distances.size - 1) // 2]  # as torch has it: of an even number the lower
+    assert aggregate.mmd(a, b, seed=0, permutations=1).bandwidth == pytest.approx(lower, rel=1e-9)
+
+
 def test_auc_counts_pairs() -> None:
     a, b = torch.tensor([1.0, 2.0, 2.0, 5.0]), torch.tensor([0.0, 2.0, 3.0])
     pairs = [(x > y) + 0.5 * (x == y) for x in a.tolist() for y in b.tolist()]
@@ -248,6 +256,22 @@ def test_auc_counts_pairs() -> None:
     value, error = aggregate.auc(torch.randn(3000), torch.randn(2000))
     assert error == pytest.approx(math.sqrt(5001 / (12 * 3000 * 2000)), rel=0.03)  # Mann-Whitney under equality
     assert abs(value - 0.5) < 4 * error
+
+
+def test_error_of_the_auc_counts_images_and_not_their_draws() -> None:
+    """Of 50 images with 40 draws each: over many such sets the AUC varies as the error says."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(300):
+        image = torch.randn(50).repeat_interleave(40)
+        found.append(aggregate.auc(image + 0.3 * torch.randn(2000), torch.randn(2000), torch.arange(2000) // 40))
+    values, errors = np.array(found).T
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(ddof=1), rel=0.12)
+    alone = aggregate.auc(image, torch.randn(2000))[1]
+    assert alone < errors.mean() / 4  # what it was without clusters
+    torch.manual_seed(1)
+    a, b = torch.randn(300), torch.randn(200)
+    assert aggregate.auc(a, b, torch.arange(300)) == pytest.approx(aggregate.auc(a, b))
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])

@@ -230,6 +230,15 @@ def test_codes_asked_for_metrics_alone_give_their_rows(
     assert vae("analyze", npz, "--metrics", "mig", "--limit", 50).code == 0 and scored[-1]["n"] == 50
 
 
+def test_limit_takes_a_random_part_of_codes_in_order(tmp_path: Path, vae: Callable[..., Result]) -> None:
+    """Rows of a file may stand in order: the first hundred of these are all below 0."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "p.npz", codes=np.sort(rng.normal(size=(2000, 2)), axis=0))
+    totals = [json.loads(vae("analyze", tmp_path / "p.npz", "--limit", 100, "--json").out) for _ in range(2)]
+    assert totals[0] == totals[1] and totals[0]["n"] == 100
+    assert abs(totals[0]["latents"][0]["mean_mu"]) < 0.4 and totals[0]["latents"][0]["var_mu"] > 0.5
+
+
 def test_points_without_logvar_have_moments_alone(tmp_path: Path, vae: Callable[..., Result]) -> None:
     points = np.random.default_rng(0).gamma(2.0, size=(300, 2))
     np.savez(tmp_path / "p.npz", codes=points)

@@ -180,11 +180,12 @@ def brute_force(mean_N: Array, sigma_N: Array, factor_N: Array) -> float:
 @pytest.mark.parametrize(
     ("spread", "logvar", "varied", "error"),
     [
-        (0.3, -4, 1.0, 1e-3),
+        (0.3, -4, 1.0, 1e-6),
         (0.02, -7, 0.3, 1e-6),
         (0.3, -8, 2.0, 4e-3),  # 200 spikes of very different widths, some below the resolution
-        (1.0, 0, 0.5, 1e-3),
-        (0.0, -3, 0.0, 5e-4),
+        (0.3, -5, 1.3, 1e-5),
+        (1.0, 0, 0.5, 1e-6),
+        (0.0, -3, 0.0, 1e-6),
     ],
 )
 def test_information_of_q_against_brute_force(spread: float, logvar: float, varied: float, error: float) -> None:

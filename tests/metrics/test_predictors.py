@@ -129,6 +129,14 @@ def test_beta_vae_points_by_hand() -> None:
         np.testing.assert_allclose(own[:, others].mean(axis=0), expected_D[others], rtol=0.02)
 
 
+def test_factor_vae_says_where_its_absolute_bound_acts() -> None:
+    code = known_codes.perfect(dead=1)
+    assert factor_vae.score(code, 0).notes == ()  # what is cut is not active
+    tiny = codes_of.make(0.01 * code.mean_ND, None, code.factors_NK)
+    (empty, cut) = factor_vae.score(tiny, 0).notes
+    assert "0.05" in cut and "z0, z1" in cut and "counts as 0" in empty
+
+
 def test_factor_vae() -> None:
     perfect = factor_vae.score(known_codes.perfect(dead=3), 0)
     assert perfect.value == 1.0 and perfect.settings["latents_used"] == FACTORS

@@ -350,7 +350,7 @@ class Discrepancy:
 def mmd(z_MD: Array, prior_MD: Array, seed: int, permutations: int = 200) -> Discrepancy:
     """The unbiased squared maximum mean discrepancy with kernel exp(-|a - b|^2 / (2 h^2)) (Gretton et al. 2012, eq. 3).
 
-    h is the median distance of the pooled points. Around 0 (also below) for equal distributions.
+    h is the median distance between a point of one and a point of the other. Around 0 (also below) for equal distributions.
     """
     m = min(len(z_MD), len(prior_MD))
     pooled = torch.from_numpy(np.concatenate([z_MD[:m], prior_MD[:m]]))
@@ -417,15 +417,27 @@ def classifier(
             advance(1)
         with torch.no_grad():
             score = net(test_x)[:, 0].double()
-    return Separation(*auc(score[:m], score[m:]), m)
+    # An image of few is drawn many times over, and its draws are no independent points.
+    return Separation(*auc(score[:m], score[m:], torch.from_numpy(halves[1])), m)
 
 
-def auc(positive_A: Tensor, negative_B: Tensor) -> tuple[float, float]:
-    """P(a positive scores above a negative), ties counted half, and its standard error (DeLong et al. 1988)."""
+def auc(positive_A: Tensor, negative_B: Tensor, cluster_A: Tensor | None = None) -> tuple[float, float]:
+    """P(a positive scores above a negative), ties counted half, and its standard error (DeLong et al. 1988).
+
+    Positives of the same `cluster_A` (integers) count as one, the mean of theirs (Obuchowski 1997, "Nonparametric
+    analysis of clustered ROC curve data", with clusters of positives alone).
+    """
     below_A = _share_below(positive_A, negative_B)
     above_B = 1 - _share_below(negative_B, positive_A)
-    error = math.sqrt(float(below_A.var()) / len(below_A) + float(above_B.var()) / len(above_B))
-    return float(below_A.mean()), error
+    auc = float(below_A.mean())
+    if cluster_A is None:
+        square = float(below_A.var()) / len(below_A)
+    else:
+        number_A = cluster_A.unique(return_inverse=True)[1]
+        clusters = int(number_A.max()) + 1
+        off_C = torch.zeros(clusters, dtype=torch.float64).index_add_(0, number_A, below_A - auc)
+        square = float(off_C.square().sum()) * clusters / max(clusters - 1, 1) / len(below_A) ** 2
+    return auc, math.sqrt(square + float(above_B.var()) / len(above_B))
 
 
 def _share_below(x: Tensor, others: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from vaecli import data, registry
 from vaecli import device as devices
@@ -14,6 +15,7 @@ from vaecli.analysis import codes, diagnosis, metrics, tables
 from vaecli.analysis import control as controls
 from vaecli.analysis.analyze import Analysis, CodesAnalysis
 from vaecli.analysis.quality import NOTHING, Request
+from vaecli.data.orders import generator
 from vaecli.errors import ConfigError, FailedVerdict
 from vaecli.training import checkpoint as checkpoints
 
@@ -121,7 +123,9 @@ def _of_codes(
         raise ConfigError("--split is for checkpoints; codes in a file have no splits")
     read = codes.read(path)
     if limit is not None and limit < len(read):
-        read = read.rows(np.arange(limit))
+        # A random part, the same each time, as of a checkpoint's images: rows may stand in order.
+        order = torch.randperm(len(read), generator=generator("sample", len(read))).numpy()
+        read = read.rows(np.sort(order[:limit]))
     prior = "KL and q(z) are against N(0, I)" if read.logvar_ND is not None else "no logvar: neither KL nor density"
     streams.notice(f"{path}: {len(read):,} codes of {read.latents} latents; {prior}")
     return analysis.analyze_codes(read, metric_names=names, diagnose=diagnose, seed=seed, lenient=lenient)

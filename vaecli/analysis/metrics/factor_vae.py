@@ -38,14 +38,26 @@ def score(codes: Codes, seed: int) -> Score:
     votes_DK = np.zeros((codes.latents, codes.factors_NK.shape[1]))
     if len(used) == 0:
         note = f"no latent has a standard deviation of {DEAD} or more, which the score counts as 0."
-        return Score({"accuracy": 0.0}, settings, {"votes": votes_DK}, (note,))
+        return Score({"accuracy": 0.0}, settings, {"votes": votes_DK}, (note, *_cut(codes, used)))
     rng = np.random.default_rng(seed)
     scaled_ND = codes.mean_ND[:, used] / np.sqrt(variance_D[used])
     factor_M, latent_M = _votes(scaled_ND, codes.factors_NK, TRAIN + TEST, rng)
     np.add.at(votes_DK, (used[latent_M[:TRAIN]], factor_M[:TRAIN]), 1)
     right_M = votes_DK.argmax(axis=1)[used[latent_M]] == factor_M
     settings["train_accuracy"] = float(right_M[:TRAIN].mean())
-    return Score({"accuracy": float(right_M[TRAIN:].mean())}, settings, {"votes": votes_DK})
+    return Score({"accuracy": float(right_M[TRAIN:].mean())}, settings, {"votes": votes_DK}, _cut(codes, used))
+
+
+def _cut(codes: Codes, used: Array) -> tuple[str, ...]:
+    """A note where the absolute bound leaves out what varies with the image."""
+    cut = np.setdiff1d(np.flatnonzero(codes.active_D), used)
+    if not len(cut):
+        return ()
+    names = ", ".join(codes.latent_names[int(d)] for d in cut[:8]) + (" and more" if len(cut) > 8 else "")
+    return (
+        f"{names}: left out by the protocol's absolute bound, a standard deviation of {DEAD}, though active; "
+        "a code without a scale of its own scores by its units, and one of larger numbers would not be cut.",
+    )
 
 
 def _votes(scaled_ND: Array, factors_NK: Array, votes: int, rng: np.random.Generator) -> tuple[Array, Array]:
