@@ -300,6 +300,18 @@ def test_signals_keep_their_size_through_conv(side: int) -> None:
             assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (4 * layer.in_channels)), rel=0.05)
 
 
+def test_an_untrained_decoder_of_conv_makes_no_checkerboards() -> None:
+    """Its last layer gives every four pixels that see the same inputs one value; they see them from the second row and
+    column on."""
+    for written, shape in (("conv", (3, 64, 48)), ("resnet", (3, 64, 48))):
+        _, decoder = build(written, shape)
+        image = decoder(torch.randn(2, 10))[:, :, 1:-1, 1:-1]
+        blocks = image.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        same = blocks[:, :, :, :1, :, :1].expand_as(blocks)
+        torch.testing.assert_close(blocks, same, rtol=1e-4, atol=1e-5)
+        assert image.std() > 1e-3
+
+
 def test_the_frame_of_conv_is_zeros_around_the_middle_and_comes_off_again() -> None:
     x = torch.rand(2, 3, 45, 102)
     framed = nets.conv.Frame(45, 102, 3)(x)

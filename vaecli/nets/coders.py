@@ -344,6 +344,7 @@ def _lowering(shape: Shape, width: int, halvings: int) -> tuple[list[nn.Module],
     down, up = conv.halving(widths), conv.doubling(widths[::-1])
     for layer in (*down, *up[:-1]):
         conv.he_normal(layer)
+    conv.start_as_enlargement(up)
     frame = [conv.Frame(*shape[1:], halvings, off=off) for off in (False, True)]
     return [frame[0], *down], [*up, frame[1]]
 

@@ -3,13 +3,15 @@
 Kernels of 4 at stride 2 with ReLU, as in Burgess et al. 2018, as often as it takes until the shorter side has no more
 than 7 positions, then one dense layer; the decoder is its mirror. Sides that do not halve so often are padded with
 zeros around the middle, which the decoder cuts off again. Weights start He-normal (He et al. 2015) by the inputs that
-reach an output, so that signals neither fade nor grow on the way through seven levels.
+reach an output, so that signals neither fade nor grow on the way through seven levels, and transposed kernels start as
+an enlargement, without the checkerboards that it takes long to unlearn.
 """
 
 import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,7 +72,7 @@ class Frame(nn.ZeroPad2d):
 def build(config: ConvConfig, shape: Shape, n_out: int, latent_dim: int) -> tuple[nn.Sequential, nn.Sequential]:
     """Encoder (B, C, H, W) -> (B, n_out) and decoder (B, latent_dim) -> (B, C, H, W).
 
-    The layers at both ends, to the latents' numbers and to pixels, keep PyTorch's own, smaller start. ConfigError
+    The layers at both ends, to the latents' numbers and to pixels, have PyTorch's own, smaller start. ConfigError
     where an image is too small, too large or of too many channels.
     """
     if not takes(shape):
@@ -91,6 +93,7 @@ def build(config: ConvConfig, shape: Shape, n_out: int, latent_dim: int) -> tupl
     decoder += doubling([*reversed(widths), shape[0]])
     for layer in (*encoder, *decoder[:-1]):
         he_normal(layer)
+    start_as_enlargement(decoder)
     head = nn.Linear(config.dense, n_out)
     return nn.Sequential(*encoder, head), nn.Sequential(*decoder, Frame(height, width, levels, off=True))
 
@@ -111,6 +114,20 @@ def doubling(widths: list[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
+def start_as_enlargement(layers: list[nn.Module]) -> None:
+    """Let the four pixels that transposed convolutions make of the same 2x2 inputs start alike, whatever the weights:
+    they are then the nearest-neighbour enlargement of a convolution (Aitken et al. 2017, "Checkerboard artifact free
+    sub-pixel convolution", section 3).
+
+    Output 2u - 1 + r (r = 0, 1) sees the inputs u - 1 and u through the kernel's rows 2 + r and r.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.ConvTranspose2d):
+            with torch.no_grad():
+                half = layer.weight[:, :, ::2, ::2]
+                layer.weight.copy_(half.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
 def he_normal(layer: nn.Module) -> None:
     """Weights of variance 2 / (inputs that reach an output), biases of 0; layers without weights are left alone."""
     if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -123,4 +140,15 @@ def he_normal(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-__all__ = ["ConvConfig", "Frame", "build", "channels", "doubling", "halving", "halvings", "he_normal", "takes"]
+__all__ = [
+    "ConvConfig",
+    "Frame",
+    "build",
+    "channels",
+    "doubling",
+    "halving",
+    "halvings",
+    "he_normal",
+    "start_as_enlargement",
+    "takes",
+]
