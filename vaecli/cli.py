@@ -355,7 +355,19 @@ def traverse(
     from vaecli.commands import traverse as command
 
     command.run(
-        checkpoint, dim or [], value_range, steps, center, out, seed, device, force, json, level, data, label or [],
+        checkpoint,
+        dim or [],
+        value_range,
+        steps,
+        center,
+        out,
+        seed,
+        device,
+        force,
+        json,
+        level,
+        data,
+        label or [],
         rows,
     )
 
@@ -513,6 +525,9 @@ def report(
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
+    full: Annotated[
+        bool, typer.Option("--full", help="All images of the split, all metrics and rows: minutes.")
+    ] = False,
     protocol: Protocol = None,
     seed: Seed = 0,
     data: DataAt = None,
@@ -529,7 +544,7 @@ def report(
     from vaecli.commands import report as command
 
     metrics = by_protocol(metrics, protocol)
-    command.run(checkpoint, out, split, limit, metrics, seed, device, force, json, data_at=data)
+    command.run(checkpoint, out, split, limit, metrics, seed, device, force, json, data_at=data, full=full)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaecli import __version__, data, paths, safe_files
+from vaecli import __version__, data, paths, registry, safe_files
 from vaecli import config as configs
 from vaecli import device as devices
 from vaecli import output as streams
@@ -31,6 +31,8 @@ from vaecli.training.checkpoint import Loaded
 DEFAULT_NAME = "report.html"
 RECONSTRUCTED, SAMPLED, STEPS, RANGE = 16, 32, 11, 3.0
 ENCODED = 20_000  # images behind maps and marginals where the analysis needed no codes
+PART = 2_000  # images of a split that are analyzed unless all are asked for
+SLOW = ("dci-sklearn", "edi", "infomec")  # metrics that alone take longer than the rest together
 LARGEST_LOG = 64 << 20  # bytes of a metrics.jsonl that are read
 RECORDED = {
     "vaecli": "vae", "python": "Python", "torch": "torch", "cuda": "CUDA", "platform": "system", "device": "device",
@@ -49,20 +51,26 @@ def run(
     force: bool,
     json: bool,
     data_at: str | None = None,
+    full: bool = False,
 ) -> None:
     """Analyze, draw and write the page. What the checkpoint has no run, factors or prior for is left out.
+
+    Over `PART` images of the split unless `limit` says how many, and without the metrics that take minutes; `full`
+    takes all images and all metrics.
 
     With `json` stdout has the record of `vae analyze --json` and the page's path; else the path alone.
     """
     path = _artifact.check(output, DEFAULT_NAME, force, json, text=True, endings=(".html", ".htm"))
     names, lenient = metric_driver.chosen(metrics), "all" in (metrics or "all").split(",")
+    if metrics == "all" and not full:
+        names = [name for name in names if name not in SLOW]
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     dataset = data.load(loaded.config.data, loaded.info)
     analysed = analysis.analyze(
         loaded,
         dataset,
         split,
-        limit,
+        limit if limit is not None or full else PART,
         metric_names=names,
         diagnose=True,
         seed=seed,
@@ -71,15 +79,16 @@ def run(
     arguments = ["--split", analysed.view.name, "--seed", str(seed)]
     arguments += ["--limit", str(limit)] if limit is not None else []
     arguments += ["--metrics", metrics] if metrics not in (None, "all") else []
+    arguments += ["--full"] if full else []
     command = paths.without_homes(shlex.join(["vae", "report", checkpoint, *map(str, arguments)]))
-    content, record, controlled = gather(analysed, command), analysed.record(), _control.gathered(analysed)
+    content, record, controlled = gather(analysed, command, full), analysed.record(), _control.gathered(analysed)
     if controlled is not None:
         content, record = replace(content, control=controlled[0]), {**record, "control": controlled[1]}
     path = _artifact.write(output, DEFAULT_NAME, html.render(content).encode(), force)
     _artifact.report(path, record if json else {}, json)
 
 
-def gather(analysed: Analysis, command: str) -> html.Content:
+def gather(analysed: Analysis, command: str, full: bool = False) -> html.Content:
     """What the page shows: the analysis, with pictures the model makes and what its run directory tells."""
     loaded, stats = analysed.loaded, analysed.stats
     names = loaded.model.latent_names()
@@ -96,9 +105,10 @@ def gather(analysed: Analysis, command: str) -> html.Content:
     with torch.inference_mode():
         drawn, why = _samples(loaded, analysed.seed)
         reconstructions = _reconstructions(analysed)
-        traversals = _traversals(analysed, active, follows)
+        traversals = _traversals(analysed, active, follows, full)
     source, whole = loaded.info, analysed.dataset.split(analysed.view.name)
     channels, height, width = source.shape
+    known = registry.names("dataset")
     return html.Content(
         title=f"{loaded.config.model.name} on {source.name}",
         subtitle=(
@@ -124,6 +134,8 @@ def gather(analysed: Analysis, command: str) -> html.Content:
         codes=codes_,
         # A checkpoint of an earlier version does not know them.
         value_names=dict(zip(source.factor_names, analysed.dataset.info.value_names, strict=False)),
+        units=getattr(registry.load("dataset", source.name), "UNITS", {}) if source.name in known else {},
+        about_nll=tables.nll_text(loaded.model),
         leak=analysed.diagnosis.get("leak"),
         diagnosis={
             what: text.replace("+-", "±")
@@ -187,7 +199,7 @@ def _samples(loaded: Loaded, seed: int) -> tuple[np.ndarray[Any, Any] | None, st
 
 
 def _traversals(
-    analysed: Analysis, active: Sequence[int], follows: Mapping[int, tuple[str, float]]
+    analysed: Analysis, active: Sequence[int], follows: Mapping[int, tuple[str, float]], full: bool = False
 ) -> html.Traversals | None:
     """As `vae traverse` makes them, of the latents that depend on the image."""
     loaded, stats = analysed.loaded, analysed.stats
@@ -197,7 +209,12 @@ def _traversals(
     if not used:
         return None
     t_S = np.linspace(-RANGE, RANGE, STEPS)
-    middle, where = traverse.centre(loaded, "prior", analysed.dataset, None, stats)
+    coded = traverse._codes(loaded, analysed.dataset)
+    at = "prior" if coded is None else str(traverse.typical(coded))
+    middle, where = traverse.centre(loaded, at, analysed.dataset, None, stats)
+    where += "" if coded is None else ", a typical one (marked in each row)"
+    left_out = used[traverse.ROWS :] if not full else []
+    used = used[: len(used) - len(left_out)]
     devices.seed(analysed.seed, "traverse")
     rows, units, along = [], [], []
     for mover in used:
@@ -205,15 +222,19 @@ def _traversals(
         images_SCHW = traversal.images_along(model, middle, mover, values_S)
         factor = "{} {:.0%}".format(*found) if (found := follows.get(mover.index or 0)) else ""
         steps = "through its values" if mover.counted else ""
-        rows.append(html.Traversal(mover.name, [traverse.label_of(stats, mover), factor, steps], images_SCHW))
+        place = None if coded is None else traverse.mark(traverse.own(middle, mover), values_S)
+        rows.append(html.Traversal(mover.name, [traverse.label_of(stats, mover), factor, steps], images_SCHW, place))
         units.append(traversal.unit(model, middle, mover, stats))
         along.append(values_S)
-    inactive = len(movers) - len(used)
+    inactive = len(movers) - len(used) - len(left_out)
     order = traverse.order_text(model, stats)
     about = f"Each active latent by itself at the value below, the others at {where}; ordered by {order}."
     if any(traversal.followers(model, mover.level) for mover in used):
         about += " The levels below one that moves follow."
-    about += f" {inactive} inactive latents are left out." if inactive else ""
+    if inactive:
+        dead = [mover for mover in movers if mover not in used and mover not in left_out]
+        about += f" Without a row, as inactive: {traverse.named(dead)}."
+    about += f" {len(left_out)} more, with less KL, are shown with --full." if left_out else ""
 
     def whose(what: str) -> str:
         return ", ".join(sorted({mover.level.name for mover, unit in zip(used, units, strict=True) if unit == what}))

@@ -9,7 +9,8 @@ from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import Result
 from vaecli.report import charts, factors, figures, profiles, sections, tables
 from vaecli.report.control import Controlled, control
-from vaecli.report.markup import document, join, tag
+from vaecli.report.markup import Html, document, join, tag
+from vaecli.report.section import Section
 from vaecli.report.sections import History, Reconstructions, Traversal, Traversals
 
 __all__ = ["Content", "History", "Reconstructions", "Traversal", "Traversals", "render"]
@@ -43,6 +44,8 @@ class Content:
     traversals: Traversals | None = None
     codes: Codes | None = None
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    units: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)  # of a factor: first, last value, unit
+    about_nll: str | None = None  # what the reconstruction is, where it is a density
     leak: Mapping[str, Any] | None = None  # `analysis.leak.table`
     diagnosis: Mapping[str, str] = field(default_factory=dict)
     results: Sequence[Result] = ()
@@ -52,18 +55,28 @@ class Content:
     control: Controlled | None = None
 
 
+def _placed(shown: Sequence[Section]) -> list[Html]:
+    """The sections, those of pictures side by side where there is room."""
+    pictures = [part.html for part in shown if part.id in ("reconstructions", "resyntheses", "samples")]
+    placed: list[Html] = []
+    for part in shown:
+        if part.html not in pictures:
+            placed.append(part.html)
+        elif part.html is pictures[0]:
+            placed.append(tag("div", *pictures, class_="two"))
+    return placed
+
+
 def render(content: Content) -> str:
     """The page as text."""
     codes = content.codes if content.codes is not None and content.codes.varying else None
     varied = None if codes is None else codes.factors_only(codes.varying)
     order = [int(record["index"]) for record in content.latents]
     parts = [
-        sections.training(content.history, content.names, content.step, content.likelihood),
+        sections.traversals(content.traversals),
         sections.reconstructions(content.reconstructions),
         sections.samples(content.samples_NCHW, content.samples_from),
-        sections.traversals(content.traversals),
         tables.latent_table(content.latents, content.standard_prior, content.levels),
-        factors.profiles_of(varied, content.active, content.value_names),
         tables.matrices(
             content.results,
             None if varied is None else profiles.explained(varied),
@@ -73,10 +86,12 @@ def render(content: Content) -> str:
             content.active,
         ),
         tables.leaks(content.leak, content.latents),
-        factors.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
-        tables.diagnosis(content.diagnosis),
         tables.metrics(content.results),
+        tables.diagnosis(content.diagnosis),
         control(content.control),
+        factors.profiles_of(varied, content.active, content.value_names, content.units),
+        factors.marginals(content.codes if content.mixture else None, content.active, content.standard_prior),
+        sections.training(content.history, content.names, content.step, content.likelihood),
         sections.provenance(content.configuration, content.environment, content.source, content.computed),
     ]
     shown = [part for part in parts if part is not None]
@@ -85,10 +100,10 @@ def render(content: Content) -> str:
         tag("h1", content.title),
         tag("p", content.subtitle, class_="sub"),
         sections.verdict(*content.verdict),
-        sections.key_numbers(content.totals),
+        sections.key_numbers(content.totals, content.about_nll),
         tag("nav", *(tag("a", part.heading, href=f"#{part.id}") for part in shown), aria_label="sections"),
     )
-    body = join([header, tag("main", *(part.html for part in shown)), tag("footer", "Made by vae report.")])
+    body = join([header, tag("main", *_placed(shown)), tag("footer", "Made by vae report.")])
     resources = files("vaecli.report")
     style = (resources / "page.css").read_text(encoding="utf-8") + charts.cell_style()
     return document(content.title, body, style, (resources / "page.js").read_text(encoding="utf-8"))

@@ -134,6 +134,7 @@ class Line:
     dashed: bool = False
     dots: bool = False
     label: bool = False
+    joined: bool = True  # False of values that have no order: dots alone
 
     def points(self) -> list[tuple[float, float]]:
         """The finite ones, at most 300, evenly taken, the last always."""
@@ -185,8 +186,8 @@ def line_chart(
     right = 8 + (max(len(line.name) for line in labelled) * 6.4 if labelled else 0)
     low, high = y_range or _padded(min(ys), max(ys), log)
     first, last = min(xs), max(xs)
-    if first == last:
-        first, last = first - 0.5, last + 0.5
+    if first == last:  # one evaluation: from the start to it, or as far on both sides
+        first, last = (0.0, first) if first > 0 and not whole else (first - 0.5, last + 0.5)
     y = Scale(low, high, height - 24, 10, log)
     y_ticks = y.ticks(4)
     y_texts = _tick_texts(y_ticks)
@@ -214,8 +215,9 @@ def line_chart(
         parts.append(tag("path", d=path(points, x, y) + base, class_=f"area {line.classes}"))
     for line, points in drawn:
         dash = "5 3" if line.dashed else None
-        parts.append(tag("path", d=path(points, x, y), class_=f"line {line.classes}", stroke_dasharray=dash))
-        if line.dots or len(points) == 1:
+        if line.joined:
+            parts.append(tag("path", d=path(points, x, y), class_=f"line {line.classes}", stroke_dasharray=dash))
+        if line.dots or not line.joined or len(points) == 1:
             dots = [tag("circle", cx=f"{x(a):.1f}", cy=f"{y(b):.1f}", r="2.2") for a, b in points]
             parts.append(tag("g", *dots, class_=f"dots {line.classes}"))
     ends = [(y(points[-1][1]), line, points[-1][0]) for line, points in drawn if line.label]
@@ -231,7 +233,7 @@ def line_chart(
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:
     if log:
         return (low / 1.1, high * 1.1) if high > low else (low / 2, high * 2)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    margin = 0.05 * (high - low) or 0.2 * abs(high) or 1.0
     return (low if low == 0 else low - margin), high + margin
 
 
@@ -274,6 +276,8 @@ def legend(lines: Sequence[Line]) -> Html:
     for line in lines:
         dash = "5 3" if line.dashed else None
         stroke = tag("path", d="M0 5L22 5", class_=f"line {line.classes}", stroke_dasharray=dash)
+        if not line.joined:
+            stroke = tag("g", tag("circle", cx=11, cy=5, r=4), class_=f"dots {line.classes}")
         key = tag("svg", stroke, viewBox="0 0 22 10", width=22, height=10, aria_hidden="true")
         entries.append(tag("span", key, line.name))
     return tag("p", *entries, class_="legend")

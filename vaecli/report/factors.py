@@ -14,7 +14,7 @@ from vaecli.report.charts import Line
 from vaecli.report.markup import MISSING, Html, figure, image, number, tag
 from vaecli.report.section import Section, note, section
 
-MOST_PANELS = 24  # latents drawn in maps, curves and marginals; with more the page says so
+MOST_PANELS = 12  # latents drawn in maps, curves and marginals; with more the page says so
 MOST_CELLS = 128 * 128  # of a position map
 MOST_LINES = 5  # values of a factor that get a line of their own
 CURVED = 12  # factors with a curve
@@ -48,10 +48,14 @@ def roles(names: Sequence[str], sizes: Sequence[int]) -> Roles:
 
 
 def profiles_of(
-    codes: Codes | None, latents: Sequence[int], values: Mapping[str, Sequence[str]] | None = None
+    codes: Codes | None,
+    latents: Sequence[int],
+    values: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, tuple[float, float, str]] | None = None,
 ) -> Section | None:
     """For each of these latents its mean over positions and against every other factor (Higgins et al. 2017, figure of
-    the 2D shapes). `values` names the values of a factor."""
+    the 2D shapes). `values` names the values of a factor, which then has no order and is drawn as dots; `units` are
+    those of the others."""
     if codes is None or codes.factors_NK is None or not len(latents) or not codes.varying:
         return None
     sizes = [int(column.max()) + 1 for column in codes.factors_NK.T]
@@ -63,33 +67,41 @@ def profiles_of(
         split = role.group is not None and k != role.group
         mean = profiles.means_over(codes, (k, role.group) if split else (k,))  # type: ignore[arg-type]
         curves[k] = mean if split else mean[:, None]
-    drawn = [m[..., chosen] for m in (map_XYD, *curves.values()) if m is not None]
-    span = max((float(np.nanmax(np.abs(m))) for m in drawn), default=1.0) or 1.0
+    drawn = [m for m in (map_XYD, *curves.values()) if m is not None]
     group_names = _value_names(codes, role.group, sizes, values)
-    rows = []
+    rows: list[Html] = []
+    alone: list[Html] = []  # panels, where each latent has one
     for d in chosen:
-        panels = []
+        panels: list[Html] = []
+        span = max((float(np.nanmax(np.abs(m[..., d]))) for m in drawn), default=1.0) or 1.0
         if map_XYD is not None:
             panels.append(_position_map(map_XYD[..., d], codes, role, codes.latent_names[d], span))
         for k, mean in curves.items():
             lines = group_names if mean.shape[1] > 1 else ["all"]
-            x_texts = _value_names(codes, k, sizes, values) if sizes[k] <= MOST_LINES else None
-            panels.append(
-                _factor_curve(mean[..., d], codes.latent_names[d], codes.factor_names[k], lines, x_texts, span)
-            )
-        rows += [tag("h3", codes.latent_names[d]), tag("div", *panels, class_="small maps")]
+            name = codes.factor_names[k]
+            nominal = bool((values or {}).get(name))
+            x_texts = _value_names(codes, k, sizes, values) if nominal or sizes[k] <= MOST_LINES else None
+            unit = (units or {}).get(name)
+            panels.append(_factor_curve(mean[..., d], codes.latent_names[d], name, lines, x_texts, span, nominal, unit))
+        if map_XYD is None and len(curves) == 1:
+            alone += [tag("div", tag("h3", codes.latent_names[d]), *panels)]
+            continue
+        scale = tag("span", f" in this row from {number(-span, 2)} to {number(span, 2)}", class_="note")
+        rows += [tag("h3", codes.latent_names[d], scale), tag("div", *panels, class_="small maps")]
+    if alone:
+        rows = [tag("div", *alone, class_="small maps")]
     keys = []
     if map_XYD is not None:
-        bar = charts.map_png(np.linspace(-span, span, 128)[None], span)
-        alt = f"Colour scale from blue for {number(-span)} over white for 0 to orange for {number(span)}"
-        ends = (tag("span", number(-span)), image(bar, 192, 11, alt), tag("span", number(span)))
+        bar = charts.map_png(np.linspace(-1, 1, 128)[None], 1.0)
+        alt = "Colour scale from blue for the lowest value of a row over white for 0 to orange for its highest"
+        ends = (tag("span", "lowest of the row"), image(bar, 192, 11, alt), tag("span", "highest"))
         keys.append(tag("p", *ends, class_="scalebar"))
     if role.group is not None:
-        keys.append(charts.legend([Line(name, (), (), i) for i, name in enumerate(group_names)]))
+        keys.append(charts.legend([Line(name, (), (), i, joined=False) for i, name in enumerate(group_names)]))
     left_out = f" The {len(latents) - len(chosen)} with less KL are left out." if len(latents) > len(chosen) else ""
     about = note(
         f"The mean of μ over all {len(codes):,} images that share a value of the factor, whatever their other factors; "
-        f"one scale in all panels.{left_out}"
+        f"one scale in a row of panels, which its heading tells.{left_out}"
     )
     return section("factors", "What each latent follows", about, *keys, *rows)
 
@@ -116,11 +128,22 @@ def _position_map(mean_XY: Array, codes: Codes, role: Roles, name: str, span: fl
 
 
 def _factor_curve(
-    mean_VG: Array, latent: str, factor: str, groups: Sequence[str], x_texts: Sequence[str] | None, span: float
+    mean_VG: Array,
+    latent: str,
+    factor: str,
+    groups: Sequence[str],
+    x_texts: Sequence[str] | None,
+    span: float,
+    nominal: bool = False,
+    unit: tuple[float, float, str] | None = None,
 ) -> Html:
-    """A line over the factor's values for each group; `groups` has a name for each."""
-    x = list(range(len(mean_VG)))
-    lines = [Line(name, x, mean_VG[:, g].tolist(), g, dots=len(x) < 12) for g, name in enumerate(groups)]
+    """A line over the factor's values for each group, dots where they have no order; `groups` has a name for each."""
+    x: list[float] = [float(v) for v in range(len(mean_VG))]
+    if unit is not None and not nominal:
+        x, x_texts = np.linspace(unit[0], unit[1], len(x)).tolist(), None
+    lines = [
+        Line(name, x, mean_VG[:, g].tolist(), g, dots=len(x) < 12, joined=not nominal) for g, name in enumerate(groups)
+    ]
     drawn = charts.line_chart(
         lines,
         f"Mean of {latent}",
@@ -128,9 +151,10 @@ def _factor_curve(
         y_range=(-1.05 * span, 1.05 * span),
         size=(200, 190),
         x_texts=x_texts,
-        whole=True,
+        whole=unit is None,
     )
-    return figure(drawn or tag("p", MISSING), factor)
+    shown = f"{factor} ({unit[2]})" if unit is not None and unit[2] else factor
+    return figure(drawn or tag("p", MISSING), shown)
 
 
 def marginals(codes: Codes | None, latents: Sequence[int], standard_prior: bool) -> Section | None:

@@ -13,7 +13,7 @@ from html import escape
 
 from vaecli import output
 
-VOID = ("img", "meta", "link", "br")
+VOID = ("img", "meta", "link", "br", "input")
 MISSING = "n/a"
 MINUS = "\N{MINUS SIGN}"
 
@@ -132,23 +132,31 @@ def table(
     sorted_by: int | None = None,
     muted: Sequence[bool] = (),
     class_: str = "",
+    more: Sequence[bool] = (),
 ) -> Html:
-    """A table in a box of its own that scrolls sideways; the first column heads its rows.
+    """A table in a box of its own that scrolls sideways; the first column heads its rows. Columns of `more` are shown
+    when the box before it is ticked.
 
     With `sorted_by` (the column by which it is sorted already, largest first) its headers are buttons that sort it.
     """
     sortable = sorted_by is not None
+
+    def hidden(i: int) -> bool:
+        return i < len(more) and more[i]
+
     head = []
     for i, header in enumerate(headers):
         order = None if not sortable else "descending" if i == sorted_by else "none"
         label = tag("button", header, type="button") if sortable else header
-        head.append(tag("th", label, scope="col", class_="n" if numeric[i] else None, aria_sort=order))
+        classes = " ".join(filter(None, ("n" if numeric[i] else "", "more" if hidden(i) else ""))) or None
+        head.append(tag("th", label, scope="col", class_=classes, aria_sort=order))
     body = []
     for j, row in enumerate(rows):
         cells = []
         for i, cell in enumerate(row):
             value = cell.value if cell.value is not None and math.isfinite(cell.value) else None
-            classes = " ".join(filter(None, ("n" if numeric[i] else "", cell.class_ or ""))) or None
+            words = ("n" if numeric[i] else "", "more" if hidden(i) else "", cell.class_ or "")
+            classes = " ".join(filter(None, words)) or None
             key = repr(value) if sortable and value is not None else None
             scope = {"scope": "row"} if i == 0 else {}
             cells.append(tag("td" if i else "th", cell.shown, class_=classes, data_v=key, **scope))
@@ -160,7 +168,11 @@ def table(
         tag("tbody", *body),
         class_=" ".join(filter(None, ("sortable" if sortable else "", class_))) or None,
     )
-    return scroll(whole, "table")
+    if not any(more):
+        return scroll(whole, "table")
+    box = tag("input", type="checkbox", id="columns")
+    label_ = tag("label", f"all {len(headers)} columns", for_="columns")
+    return tag("div", box, " ", label_, scroll(whole, "table"), class_="wide")
 
 
 def scroll(content: Html, what: str) -> Html:

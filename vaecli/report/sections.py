@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from vaecli.analysis.codes import Array
+from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH
 from vaecli.report import charts, figures
 from vaecli.report.charts import Line
-from vaecli.report.markup import Html, figure, image, join, number, signed, tag
+from vaecli.report.markup import Html, details, figure, image, join, number, signed, tag
 from vaecli.report.section import Section, note, section
 from vaecli.report.tables import facts, flat
 
 STRIP = 760  # pixels: the width up to which rows of images are enlarged by whole factors
 TOTALS = {
-    "elbo": "ELBO (nats)", "recon": "reconstruction (nats)", "mse": "MSE a pixel", "kl": "KL (nats)",
+    "kl": "KL (nats)", "recon": "reconstruction (nats)", "elbo": "ELBO (nats)", "mse": "MSE a pixel",
     "active_units": "active latents", "images": "images",
 }  # fmt: skip
 
@@ -47,6 +48,7 @@ class Traversal:
     name: str
     detail: Sequence[str]
     images_SCHW: figures.Images
+    mark: float | None = None  # the place of the image's own value among the images
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def verdict(name: str, sentences: Sequence[str]) -> Html:
     return tag("div", tag("p", f"Verdict: {name}", class_="name"), *said, class_=f"verdict {kind}".strip())
 
 
-def key_numbers(totals: Mapping[str, Any]) -> Html:
+def key_numbers(totals: Mapping[str, Any], about: str | None = None) -> Html:
     """The numbers of the model as a whole, large."""
     entries = []
     for key, label in TOTALS.items():
@@ -78,11 +80,14 @@ def key_numbers(totals: Mapping[str, Any]) -> Html:
         digits = 6 if key == "mse" else 2
         more = f"± {number(error, digits)}" if isinstance(error, float) and math.isfinite(error) else None
         if key == "active_units":
-            more = f"of {number(totals.get('latents'))}"
+            more = f"of {number(totals.get('latents'))}, by var μ > {ACTIVE_VARIANCE:g}"
+            if totals.get("latents_with_kl") is not None:
+                more += f"; {number(totals['latents_with_kl'])} with KL > {WORTH:g}"
         shown = number(value, digits) if isinstance(value, float) else number(value)
         value_html = tag("dd", shown, tag("span", f" {more}", class_="more") if more else None)
         entries.append(tag("div", tag("dt", label), value_html))
-    return tag("dl", *entries, class_="keys")
+    said = None if about is None else note(about[0].upper() + about[1:] + ".")
+    return join([tag("dl", *entries, class_="keys"), said])
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -199,7 +204,8 @@ def traversals(shown: Traversals | None) -> Section | None:
     parts = []
     for row in shown.rows:
         who = tag("div", tag("b", row.name), " · ".join(filter(None, row.detail)), class_="who")
-        parts += [who, _strip(row.images_SCHW, len(row.images_SCHW), _movement(row, shown))]
+        strip = _strip(row.images_SCHW, len(row.images_SCHW), _movement(row, shown))
+        parts += [who, join([_mark(row), strip]) if row.mark is None else tag("div", _mark(row), strip)]
     marks = [tag("span", signed(f"{value:.4g}")) for value in shown.values]
     _, width, _ = charts.montage(shown.rows[0].images_SCHW, len(shown.values))
     width *= max(1, STRIP // width)
@@ -207,6 +213,17 @@ def traversals(shown: Traversals | None) -> Section | None:
     axis = tag("div", ruler, tag("div", *marks, class_="axis"), aria_hidden="true", class_="ruled")
     parts += [tag("div", class_="blank"), axis]
     return section("traversals", "Traversals", note(shown.about), tag("div", *parts, class_="rows"))
+
+
+def _mark(row: Traversal) -> Html | None:
+    """A triangle that points at the image's own value."""
+    if row.mark is None:
+        return None
+    _, width, _ = charts.montage(row.images_SCHW, len(row.images_SCHW))
+    width *= max(1, STRIP // width)
+    x = (row.mark + 0.5) * width / len(row.images_SCHW)
+    triangle = tag("polygon", points=f"{x - 6:.1f},0 {x + 6:.1f},0 {x:.1f},7")
+    return tag("svg", triangle, viewBox=f"0 0 {width} 8", width=width, height=8, aria_hidden="true", class_="own")
 
 
 def _movement(row: Traversal, shown: Traversals) -> str:
@@ -251,8 +268,6 @@ def provenance(
     return section(
         "provenance",
         "Configuration and provenance",
-        tag("div", *(t for t in tables if t is not None), class_="pair"),
-        tag("h3", "Configuration"),
-        note("Written to a file, vae train --config repeats the run with it."),
-        config,
+        details("What was run, and on what", tag("div", *(t for t in tables if t is not None), class_="pair")),
+        details("Configuration", note("Written to a file, vae train --config repeats the run with it."), config),
     )

@@ -23,6 +23,8 @@ HEADINGS = {
     "gain": "gain (nats)", "prior_gain": "gain by prior (nats)", "sensitivity": "|∂x/∂z|",
 }  # fmt: skip
 RULE = "inactive_"
+# Columns that fit beside each other; the others are shown on demand.
+MAIN = ("latent", "level", "kl", "mean_mu", "var_mu", "mean_sigma2", "sum", "perplexity", "status", "factor", "share")
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,7 +79,8 @@ def latent_table(
         caption += f" Rules by which a latent is inactive: {', '.join(rules).replace('_', ' ')}."
     headings = [HEADINGS.get(k, k.replace("_", " ")) for k in keys]
     muted = [record.get("status") == "inactive" for record in latents]
-    whole = table(headings, rows, caption, numeric=numeric, sorted_by=sorted_by, muted=muted)
+    more = [k not in MAIN for k in keys]
+    whole = table(headings, rows, caption, numeric=numeric, sorted_by=sorted_by, muted=muted, more=more)
     return section("latents", "Latents", *(note(line) for line in levels), whole)
 
 
@@ -179,8 +182,14 @@ def matrices(
                 shown.append(heat_table(values, _numbers(len(values)), columns or _numbers(values.shape[1]), caption))
     if not parts and not others:
         return None
+    if len(factors) == 1:  # the table of latents says as much
+        parts, others = [], [*parts, *others]
     about = note("Rows are latents by KL; those of inactive latents are without colour.") if any(plain) else None
-    more = details(f"{len(others)} more, of other metrics", tag("div", *others, class_="pair")) if others else None
+    more = (
+        details(f"{len(others)} {'more' if parts else 'tables'}, of other metrics", tag("div", *others, class_="pair"))
+        if others
+        else None
+    )
     return section("matrices", "Latents against factors", about, tag("div", *parts, class_="pair"), more)
 
 
@@ -238,7 +247,7 @@ def metrics(results: Sequence[Result]) -> Section | None:
             text = "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in flat(result.score.settings).items())
             settings.append(tag("li", tag("b", result.name), ": ", text))
     left_out = [tag("li", tag("b", ", ".join(names)), f": {why}") for why, names in problems.items()]
-    drawn = table(
+    whole = table(
         ("metric", "value", "active latents only", "chance", "ceiling", *["PCA"] * beside, "from 0 to 1"),
         rows,
         "Chance: codes that know nothing of the factors. Ceiling: the factors themselves as codes. "
@@ -246,6 +255,9 @@ def metrics(results: Sequence[Result]) -> Section | None:
         + "In the bars chance is the mark below, the ceiling the mark above.",
         numeric=(False, True, True, True, True, *[True] * beside, False),
     )
+    # Of one factor most metrics ask what is between factors.
+    few = rows and all(str((r.score.settings if r.score else {}).get("factors", 1)) == "1" for r in results)
+    drawn = details(f"{len(rows)} values, of data with one factor", whole) if few else whole
     return section(
         "metrics",
         "Metrics",
@@ -259,4 +271,5 @@ def metrics(results: Sequence[Result]) -> Section | None:
 
 def diagnosis(numbers: Mapping[str, str]) -> Section | None:
     """The numbers of the model as a whole that take more than one pass, in words."""
-    return section("diagnosis", "Diagnosis", facts(numbers, "The model as a whole"))
+    found = facts(numbers, "The model as a whole")
+    return section("diagnosis", "Diagnosis", None if found is None else details(f"{len(numbers)} numbers", found))
