@@ -67,7 +67,7 @@ def spectrum(view: SplitView) -> Spectrum:
     rows = x_NP if len(x_NP) <= pixels else x_NP.T
     # Products in blocks of float64, so that small eigenvalues keep their digits and memory stays that of the images.
     product = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for block in rows.split(max(1, 2**22 // len(rows)), dim=1):
+    for block in torch.split(rows, max(1, 2**22 // len(rows)), dim=1):
         product += block.double() @ block.double().T
     value_E = torch.linalg.eigvalsh(product / len(x_NP)).flip(0).clamp(min=0)
     return Spectrum(value_E, len(x_NP), pixels)
