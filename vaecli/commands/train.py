@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,10 @@ from vaecli.batch import at_once
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
 from vaecli.data.base import SplitView
-from vaecli.errors import ConfigError, SeedsFailed
+from vaecli.errors import ConfigError, MachineError, SeedsFailed, VaeError
 from vaecli.models.base import Model
 from vaecli.speed import fast
-from vaecli.training import banner, rundir, session
+from vaecli.training import banner, rundir, session, together
 from vaecli.training import seeds as several_seeds
 from vaecli.training.stop import Stop
 
@@ -145,10 +146,44 @@ def run(
     force: bool = False,
     json: bool = False,
 ) -> None:
-    """Train; the run directory is the one line on stdout (with `seeds` a line each)."""
+    """Train; the run directory is the one line on stdout (with `seeds` a line each). Several processes, as torchrun
+    starts them, share one training, of which the first speaks."""
+    if not together.started():
+        _run(layers, name, runs_dir, resume, init_from, max_time, seeds, device_name, dry_run, force, json, None)
+        return
+    if seeds is not None or dry_run:
+        raise ConfigError(f"several processes train one run; {'--seeds' if seeds else '--dry-run'} is for one process")
+    group = together.Group()
+    if not group.first:
+        output.configure(True)
+    try:
+        _run(layers, name, runs_dir, resume, init_from, max_time, None, device_name, False, force, json, group)
+    except VaeError as error:
+        if group.first or isinstance(error, MachineError):
+            raise
+        sys.exit(error.exit_code)  # the first has said it
+    group.leave()
+
+
+def _run(
+    layers: Layers,
+    name: str | None,
+    runs_dir: str | None,
+    resume: str | None,
+    init_from: str | None,
+    max_time: str | None,
+    seeds: str | None,
+    device_name: str,
+    dry_run: bool,
+    force: bool,
+    json: bool,
+    group: together.Group | None,
+) -> None:
     started = time.monotonic()
     limit = duration(max_time)
     where = device.pick(device_name)
+    if group is not None:
+        where = device.pick(together.own_device(str(where)))
     device.deterministic(where)
     fast.tune_allocator()
     parent = Path(runs_dir) if runs_dir else rundir.runs_dir()
@@ -159,7 +194,10 @@ def run(
             raise ConfigError("--resume auto needs --name, to know which run to look for")
         rundir.check_name(name)
         started_before = rundir.is_run(parent / name)
-        if started_before and any((parent / name / "checkpoints").glob("step-*")):
+        saved = started_before and any((parent / name / "checkpoints").glob("step-*"))
+        if group is not None:  # as the first process sees it, before it makes anything
+            saved = bool(group.largest([int(saved and group.first)])[0])
+        if saved:
             resume, name, runs_dir, init_from = str(parent / name), None, None, None
         else:
             output.notice(f"{parent / name}: nothing to resume; starting afresh")
@@ -168,9 +206,10 @@ def run(
         given = {"--init-from": init_from, "--name": name, "--runs-dir": runs_dir, "--force": force}
         if idle := [flag for flag, value in given.items() if value]:
             raise ConfigError(f"--resume continues a run where it is; leave {', '.join(idle)} out")
-        options = session.Resumed(where, limit, started, dry_run)
+        options = session.Resumed(where, limit, started, dry_run, group)
         record = session.resume(Path(resume), lambda old: _changed(old, layers), options, Judge())
-        _result(record, json)
+        if group is None or group.first:
+            _result(record, json)
         return
     if not names_a_run(layers):
         raise ConfigError(
@@ -193,9 +232,11 @@ def run(
         facts = banner.dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"))
         _result(facts, json)
         return
-    wanted = session.Wanted(where, parent, prefix, name, init_from, limit, started, force, alone=several is None)
+    wanted = session.Wanted(where, parent, prefix, name, init_from, limit, started, force, several is None, group)
     if several is None:
-        _result(session.start(config, wanted, Judge()), json)
+        record = session.start(config, wanted, Judge())
+        if group is None or group.first:
+            _result(record, json)
         return
     records, code = session.start_several(several, config, wanted, Judge())
     done = [record for record in records if record is not None]

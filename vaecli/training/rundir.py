@@ -38,6 +38,8 @@ def runs_dir() -> Path:
 class RunDir:
     """One open, locked run directory."""
 
+    writes = True
+
     def __init__(self, path: Path) -> None:
         """Lock an existing directory. MachineError if another process holds it or it cannot be written, also where a
         link, a pipe or a device stands in the place of one of its files: the directory may be a stranger's.
@@ -123,9 +125,43 @@ class RunDir:
         self._lock.close()
 
 
+class Elsewhere(RunDir):
+    """The run directory as the other processes of one training know it: they write nothing."""
+
+    writes = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = lambda kind, step, values: None
+
+    def write(self, name: str, text: str) -> None:
+        pass
+
+    def status(self, **facts: Any) -> None:
+        pass
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def truncate_metrics(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def is_run(path: Path) -> bool:
     """Whether a run directory is there."""
     return safe_files.is_plain(path / "run.json")
+
+
+def processes(path: Path) -> int:
+    """How many processes the last sitting of a run had; 1 where that is not told."""
+    try:
+        found = json.loads(safe_files.read(path / "run.json", LARGEST_RECORD)).get("processes", 1)
+        return found if isinstance(found, int) else 1
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return 1
 
 
 def check_name(name: str) -> None:

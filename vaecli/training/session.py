@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from json import loads as parse_json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -25,6 +25,9 @@ from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_d
 from vaecli.training.meter import Meter
 from vaecli.training.state import Stage, TrainState, stage_at, stages
 from vaecli.training.stop import Stop, memory_errors
+from vaecli.training.together import Group, PartOf, StopTogether
+
+Value = TypeVar("Value")
 
 
 class Judge:
@@ -53,6 +56,7 @@ class Wanted(NamedTuple):
     started: float
     force: bool
     alone: bool
+    group: Group | None = None  # the processes that share the training, where there are several
 
 
 class Resumed(NamedTuple):
@@ -62,6 +66,7 @@ class Resumed(NamedTuple):
     limit: float | None
     started: float
     dry_run: bool
+    group: Group | None = None
 
 
 def check_given(config: RunConfig, tree: Tree) -> None:
@@ -84,10 +89,19 @@ def _given(tree: Tree, section: str) -> list[str]:
 
 def start(config: RunConfig, wanted: Wanted, judge: Judge) -> dict[str, Any]:
     """One new run, to its end; the record of its result."""
-    dataset = placing.to_device(data.load(config.data), wanted.where)
-    stop = Stop(wanted.limit)
+    dataset = placing.to_device(_in_turn(wanted.group, lambda: data.load(config.data)), wanted.where)
+    stop = _stop(wanted.limit, wanted.group)
     with stop.signals():
         return trainer.finish(_start(config, dataset, wanted, stop, judge))
+
+
+def _in_turn(group: Group | None, work: Callable[[], Value]) -> Value:
+    """Of several processes the first does it before the others."""
+    return work() if group is None else group.one_after_the_other(work)
+
+
+def _stop(limit: float | None, group: Group | None) -> Stop:
+    return Stop(limit) if group is None else StopTogether(limit, group)
 
 
 def _start(
@@ -108,11 +122,16 @@ def _start(
         model.begin(dataset.training(config.seed))
     state = TrainState.fresh(model, config)
     banner.check_disk(wanted.parent, model, config)
-    run_dir = rundir.create(wanted.parent, f"{wanted.prefix}-s{config.seed}", wanted.name, wanted.force)
+    _join(wanted.group, model, config, dataset, state)
+    if wanted.group is None or wanted.group.first:
+        run_dir = rundir.create(wanted.parent, f"{wanted.prefix}-s{config.seed}", wanted.name, wanted.force)
+    else:
+        run_dir = rundir.Elsewhere(wanted.parent)
     run_dir.write("config.yaml", configs.dump(config))
     run_dir.status(
         **rundir.provenance(),
         device=device.describe(wanted.where),
+        processes=1 if wanted.group is None else wanted.group.size,
         data=dataset.info.source,
         preset=wanted.prefix,
         origin=model.origin,
@@ -143,9 +162,7 @@ def start_several(
     how = f"{at_once} at a time, a process each" if at_once > 1 else "one after another"
     output.notice(f"seeds      {len(numbers)} runs, {how}")
     del dataset
-    commands = [
-        (f"seed {seed}", [*seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in numbers
-    ]
+    commands = [(f"seed {seed}", [*seeds.arguments_of(sys.argv[1:], seed, wanted.name), "--json"]) for seed in numbers]
     found = seeds.in_processes(commands, at_once)
     code = next((done.code if done.code > 0 else 128 - done.code for done in found if done.code), 0)
     return [None if done.code else parse_json(done.out) for done in found], code
@@ -165,14 +182,15 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     result. ConfigError where there is nothing to resume."""
     if not path.exists():
         raise ConfigError(f"{path}: no such run to resume", "`--resume auto` starts afresh where there is none")
+    group = options.group
     one_step = path.parent.name == "checkpoints" and path.is_dir()  # named by hand: never fall back to another
     run_path = path.resolve().parent.parent if one_step else path
     if not rundir.is_run(run_path):
         raise ConfigError(f"{path}: not a run directory", "give the directory that `vae train` printed")
-    run_dir = rundir.RunDir(run_path)
+    run_dir = rundir.RunDir(run_path) if group is None or group.first else rundir.Elsewhere(run_path)
     if one_step:
         checkpoint.verify(path)
-    step_dir = path.resolve() if one_step else checkpoint.newest_intact(path)
+    step_dir = path.resolve() if one_step else _in_turn(group, lambda: checkpoint.newest_intact(path))
     where = options.where
     loaded = checkpoint.load_model(step_dir / checkpoint.MODEL_FILE, where)
     config = changed(loaded.config)
@@ -197,16 +215,30 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     banner.check(model, config, dataset)
     state = TrainState.fresh(model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
-    checkpoint.clean_up(run_dir.checkpoints, state.step)
+    _join(group, model, config, dataset, state)  # after which all have read what is to be read
+    if run_dir.writes:
+        checkpoint.clean_up(run_dir.checkpoints, state.step)
     run_dir.truncate_metrics(state.step if takes_steps else -1)
     run_dir.write("config.yaml", configs.dump(config))
-    run_dir.status(**rundir.provenance(), device=device.describe(where), resumed_at=state.step)
+    processes, before = 1 if group is None else group.size, rundir.processes(run_path)
+    told = {"device": device.describe(where), "resumed_at": state.step, "processes": processes}
+    run_dir.status(**rundir.provenance(), **told)
     output.notice(f"resuming {run_path} at step {state.step:,}")
+    if processes != before:
+        output.notice(f"with {processes} processes, before it were {before}: the continuation is not bit-exact")
     if where.type != "cpu":
         output.notice("on this device the continuation is not bit-exact")
-    stop = Stop(options.limit)
+    stop = _stop(options.limit, group)
     with stop.signals():
         return trainer.finish(_train(run_dir, model, config, state, dataset, stop, options.started, judge))
+
+
+def _join(group: Group | None, model: Model, config: RunConfig, dataset: Dataset, state: TrainState) -> None:
+    """Make the state one of several processes; ConfigError where the model is none for them."""
+    if group is not None:
+        order = model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
+        group.check(model, config, dataset.stream(config.seed, config.train.batch_size, order), state)
+        state.group = group
 
 
 def _check_stages(loaded: checkpoint.Loaded, config: RunConfig) -> None:
@@ -259,28 +291,31 @@ def _train(
     output.notice(f"run        {run_dir.path}")
     meter, first = Meter(config, state, started, live=alone, deadline=stop.deadline), state.step
     code, status, evaluation, final = 1, "failed", {}, None
-    told = trackers.Trackers(config.train.log, run_dir.path, config.to_tree(), state.step)
+    names = config.train.log if run_dir.writes else []
+    told = trackers.Trackers(names, run_dir.path, config.to_tree(), state.step)
     run_dir.log = told.log
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
             run_dir.status(status="running")
             stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.held_out("val")
-            recorded = placing.recorded(model, config, state, stream)
+            recorded = None if state.group is not None else placing.recorded(model, config, state, stream)
+            batches = PartOf(stream, state.group) if isinstance(state.group, Group) else stream
             training = dataset.training(config.seed)
             with meter, output.progress("fitting", len(training)) if not state.players else _silent() as progress:
                 hooks = trainer.Hooks(
                     meter.report, lambda record, step, last: judge.concern(model, record, config, step, last), progress
                 )
                 outcome = yield from trainer.fit(
-                    run_dir, model, config, state, stream, training, held_out, stop, hooks, recorded
+                    run_dir, model, config, state, batches, training, held_out, stop, hooks, recorded
                 )
             code, status, evaluation = 0, outcome.status, outcome.evaluation
             how = f" at step {state.step:,}" if state.players else ", in closed form"
             rate = f": {meter.summary()}" if state.step > first else ""
             output.notice(f"{status}{how}{rate}")
-            if config.density is not None:
+            if config.density is not None and run_dir.writes:
                 status = _fit_density(run_dir, config, model.device, dataset, state.step, status, stop)
-            final = judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
+            if run_dir.writes:
+                final = judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
     except VaeError as error:
         code = error.exit_code
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")

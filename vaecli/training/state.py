@@ -4,19 +4,30 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vaecli.batch import Batch
 from vaecli.config import RunConfig
 from vaecli.errors import ConfigError
-from vaecli.models.base import Model, Player
+from vaecli.models.base import Hyper, Model, Player
 from vaecli.registry import nearest
 from vaecli.settings import schedules
 from vaecli.settings.optim import OptimConfig
 from vaecli.speed import optimizers
 from vaecli.training import checkpoint
+
+
+class Together(Protocol):
+    """What a step asks of several processes: see `together.Group`."""
+
+    def loss(
+        self, model: Model, batch: Batch, hyper: Hyper, player: str
+    ) -> tuple[Tensor, dict[str, Tensor | float]]: ...
+
+    def means(self, numbers: Mapping[str, float]) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ class TrainState:
     settled: int = 0  # which step that is
     loss: float | None = None  # of the step before, or a mean over those since
     sound_step: int | None = None  # the newest that was saved while `sound`
+    group: "Together | None" = None  # the processes that share the batch, where there are several
     best: tuple[float, int] | None = None  # the least held-out loss of a step that was saved, and the step
 
     @classmethod

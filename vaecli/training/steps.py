@@ -107,11 +107,16 @@ def update(
             streams = range(n * player.batches, (n + 1) * player.batches)
             own = _joined([read(stream) for stream in streams])
             model.zero_grad(set_to_none=True)  # of all parameters: a loss may reach through another player's network
-            loss, values = total(model.loss(own, hyper, player.name))
+            if state.group is None:
+                loss, values = total(model.loss(own, hyper, player.name))
+            else:
+                loss, values = state.group.loss(model, own, hyper, player.name)
             torch.autograd.backward(loss)
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = state.norm([p.grad for p in parameters if p.grad is not None])
             numbers = {name: _number(value) for name, value in {**values, "grad_norm": norm}.items()}
+            if state.group is not None:
+                numbers = state.group.means(numbers)
             # Before the optimizer moves anything: what is kept and saved is always finite.
             if not all(map(math.isfinite, numbers.values())):
                 before.restore()

@@ -27,6 +27,9 @@ class Stop:
             return "time limit"
         return None
 
+    def agree(self) -> None:
+        """Called before each step: what several processes decide together becomes known here."""
+
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Within: the first INT, TERM or HUP stops after the step, a second at once; USR1 saves and goes on."""

@@ -101,10 +101,11 @@ def fit(
         if comparable and evaluated == state.step and (loss := evaluation.get("loss")) is not None:
             state.best = (loss, state.step) if state.best is None or loss <= state.best[0] else state.best
         best = None if state.best is None else state.best[1]
-        checkpoint.commit(
-            run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values(),
-            best=best, spared=(state.sound_step,),
-        )  # fmt: skip
+        if run.writes:
+            checkpoint.commit(
+                run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values(),
+                best=best, spared=(state.sound_step,),
+            )  # fmt: skip
         saved = state.step
         if not state.sound and alarmed != state.sound_step:
             alarmed = state.sound_step
@@ -116,6 +117,7 @@ def fit(
 
     while True:
         # ---- boundary: the only place that evaluates, saves or stops
+        stop.agree()
         finished = state.step >= last
         ending = finished or stop.reason is not None
         due = state.step and state.step % config.train.eval_every == 0
