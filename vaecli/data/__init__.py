@@ -40,14 +40,16 @@ def parse(spec: str) -> dict[str, str]:
 
 def is_set(path: str) -> bool:
     """Whether a path is a whole data set, and no image file."""
-    return os.path.isdir(path) or path.lower().endswith(ARRAYS)
+    return os.path.isdir(path) or path.lower().endswith((*ARRAYS, ".tar"))
 
 
 def _source_of(path: str) -> str | None:
-    """`folder` or `array` for a path at which there is one."""
+    """`folder`, `array` or `shards` for a path at which there is one."""
     if os.path.isdir(path):
         return "folder"
-    return "array" if path.lower().endswith(ARRAYS) and os.path.isfile(path) else None
+    ending = path.lower()
+    kind = "array" if ending.endswith(ARRAYS) else "shards" if ending.endswith(".tar") else None
+    return kind if os.path.isfile(path) else None
 
 
 def range_of(info: "DataInfo", before: str = "dtype") -> Any:

@@ -349,6 +349,18 @@ class Stream:
         self._labels = _visible_labels(dataset, seed)
         self.order = order or Shuffled(len(self._train), seed, batch_size)
 
+    @property
+    def order(self) -> Order:
+        return self._order
+
+    @order.setter
+    def order(self, order: Order) -> None:
+        """An order of a model's own; or else all images at random, as far as the store can be read at random."""
+        runs = getattr(self.dataset.images, "runs", None)
+        if runs is not None and type(order) is Shuffled:
+            order = runs(self._train, self.seed, self.batch_size)
+        self._order = order
+
     def indices(self, step: int, stream: int = 0) -> Tensor:
         """Positions in the data set of a batch at `step`, int64 (B,); of coins those of a throw of its own."""
         index_B = self._train[self.order.indices(step, stream).to(self._train.device)]

@@ -31,11 +31,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import Field
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vaecli import output
-from vaecli.data import _disk, _labels, _range
+from vaecli.data import _disk, _labels, _range, _spans
 from vaecli.data._fit import Fit, fitted, misfit
 from vaecli.data._labels import Factors
 from vaecli.data.base import Dataset, Store, assemble, content_keys, require_memory, store
@@ -77,6 +78,7 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 Side = Annotated[int, Field(gt=0, le=8192)]
+Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
 
 
 class Config(_range.RangeConfig):
@@ -90,7 +92,7 @@ class Config(_range.RangeConfig):
     """
 
     path: str
-    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    image_size: Size = None
     fit: Fit = "crop"
     channels: Literal[1, 3] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
@@ -124,24 +126,17 @@ def read(
     parts: dict[str, int],
     factors_of: Callable[[list[str], list[str]], Factors | None],
     middle: float = 1.0,
+    known: Callable[[list[str]], tuple[str, Tensor]] | None = None,
 ) -> Dataset:
     """The data set of these files, those of one part (0, 1 or 2, as `_parts`) one after another.
 
     `factors_of` is given, for each image, its path and its name in the set. `middle`: images are first cropped to a
-    square in the middle that has this share of the shorter side; not at all where it is 1.
+    square in the middle that has this share of the shorter side; not at all where it is 1. `known`: sha256 and content
+    keys of files, in place of those of their decoded images.
     """
-    paths, sizes = sorted(paths, key=parts.__getitem__) if parts else paths, []
-    n = len(paths)
-    if config.image_size is None or config.frames == "all":
-        survey = partial(_survey, count=config.frames == "all")
-        read = list(_read(config, "scanning images", paths, survey, size=256, enough=4000))
-        paths, sizes = [path for path, _ in read], [size for _, (size, _, _) in read]
-        grey = all(mode in _GREY for _, (_, mode, _) in read)
-        n = sum(frames for _, (_, _, frames) in read)
-    else:
-        grey = config.channels is None and all(map(_is_grey, paths))  # the first that is not ends it
-    channels = config.channels or (1 if grey else 3)
-    height, width = _target_size(config, root, sizes)
+    paths, (n, channels, height, width) = surveyed(
+        config, root, sorted(paths, key=parts.__getitem__) if parts else paths
+    )
     size = channels * height * width
     set_shape = n, channels, height, width
     read_as = config, root, paths, set_shape[1:], middle
@@ -167,6 +162,7 @@ def read(
         files = [f"{name}[{i}]" if n > 1 else name for _, name, n in counted for i in range(n)]
         good = [path for path, _, n in counted for _ in range(n)]
     factors = factors_of(good, files)
+    sha256, keys_N = known(good) if known else (found.sha256, found.keys_N)
     counts = Counter(parts[path] for path in good) if parts else Counter()
     if parts and not counts[0]:
         raise InputError(f"{root}: no image to train on can be read")
@@ -177,15 +173,29 @@ def read(
         binary=found.binary,
         source={
             "kind": "folder",
-            "sha256": found.sha256,
+            "sha256": sha256,
             "range": decoded.ranges,
             "fit": {"how": config.fit, "most": most},
         },
-        content_N=found.keys_N,
+        content_N=keys_N,
         files=files,
         val=counts[1],
         test=counts[2],
     )
+
+
+def surveyed(config: Config, root: Path, paths: list[str]) -> tuple[list[str], tuple[int, int, int, int]]:
+    """The files that are images, as far as can be told without decoding them, and N, C, H, W of all."""
+    n, sizes = len(paths), []
+    if config.image_size is None or config.frames == "all":
+        survey = partial(_survey, count=config.frames == "all")
+        read = list(_read(config, "scanning images", paths, survey, size=256, enough=4000))
+        paths, sizes = [path for path, _ in read], [size for _, (size, _, _) in read]
+        grey = all(mode in _GREY for _, (_, mode, _) in read)
+        n = sum(frames for _, (_, _, frames) in read)
+    else:
+        grey = config.channels is None and all(map(_is_grey, paths))  # the first that is not ends it
+    return paths, (n, config.channels or (1 if grey else 3), *_target_size(config, root, sizes))
 
 
 @dataclass(frozen=True)
@@ -242,8 +252,7 @@ def _on_disk(
     config, root, paths, shape, middle = read_as
     listed = hashlib.sha256()
     for path in paths:
-        stat = os.stat(path)
-        listed.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        listed.update(f"{path}\0{_spans.identity(path)}\0".encode(errors="surrogateescape"))
     how = [config.range, config.fit, config.frames, config.on_bad_image]
     kept = _disk.place("folder", os.path.realpath(root), listed.hexdigest(), shape, middle, how)
     file = kept.with_suffix(".npy")
@@ -392,7 +401,7 @@ def _read(
 def _in_words(path: str, problem: str) -> str:
     """What is wrong with a file; of a TIFF that Pillow does not know, how its values are stored."""
     try:
-        with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:
+        with warnings.catch_warnings(action="ignore"), _spans.opened(path) as file:
             if (start := file.read(8))[:4] not in (b"II*\0", b"MM\0*") or "known format" not in problem:
                 return problem
             tags = TiffImagePlugin.ImageFileDirectory_v2(start)
@@ -411,7 +420,7 @@ def _in_words(path: str, problem: str) -> str:
 @contextmanager
 def _open(path: str) -> Iterator[Image.Image]:
     # Not by its name: Pillow would map an uncompressed TIFF into memory, and scramble it if it is to be turned.
-    with open(path, "rb") as file:
+    with _spans.opened(path) as file:
         try:
             opened = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:

@@ -71,6 +71,47 @@ class Shuffled:
         return row.take(step * self.batch_size, self.batch_size)
 
 
+class Buffered:
+    """Images in the order in which they lie in shards, shuffled by a buffer: at each place a random one of `buffer`
+    images is taken, whose room the next one in the shards gets. The shards are in random order in each epoch.
+
+    `shard_N`: the shard of each image, `place_N` its place among all. What a stream of shards gives in a row of epochs,
+    as a function of (seed, step): each epoch is drawn by itself, and the last one is remembered.
+    """
+
+    def __init__(self, shard_N: Tensor, place_N: Tensor, seed: int, batch_size: int, buffer: int) -> None:
+        self.seed, self.batch_size, self.buffer = seed, batch_size, buffer
+        order = torch.argsort(place_N, stable=True)
+        _, counts = torch.unique_consecutive(shard_N[order], return_counts=True)
+        self._shards = torch.split(order, counts.tolist())
+        self.n = len(place_N)
+        self._epoch, self._stream, self._order = -1, -1, torch.empty(0, dtype=torch.int64)
+
+    def epoch(self, epoch: int, stream: int = 0) -> Tensor:
+        """All images once, int64 (N,)."""
+        if (epoch, stream) == (self._epoch, self._stream):
+            return self._order
+        g = generator("shards", self.seed, stream, epoch)
+        rest = torch.cat([self._shards[s] for s in torch.randperm(len(self._shards), generator=g).tolist()]).tolist()
+        size = min(self.buffer, self.n)
+        room, rest, taken = rest[:size], rest[size:], []
+        for slot, following in zip(torch.randint(size, (len(rest),), generator=g).tolist(), rest, strict=True):
+            taken.append(room[slot])
+            room[slot] = following
+        taken += [room[i] for i in torch.randperm(size, generator=g).tolist()]
+        self._epoch, self._stream, self._order = epoch, stream, torch.tensor(taken, dtype=torch.int64)
+        return self._order
+
+    def indices(self, step: int, stream: int = 0) -> Tensor:
+        start, count, parts = step * self.batch_size, self.batch_size, []
+        while count > 0:
+            epoch, offset = divmod(start, self.n)
+            part = self.epoch(epoch, stream)[offset : offset + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return torch.cat(parts)
+
+
 class Mixed:
     """Exactly ceil(share B) images with labels in every batch, which come first, the rest from all others; each kind in
     epochs of its own. Where all have labels, or none is asked for, a batch is of one kind.
