@@ -21,6 +21,7 @@
  * second cache, and each thread has images of its own. Sums over images are made per thread and added in order: the
  * result depends on the number of threads, and on nothing else.
  */
+#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1265,4 +1266,65 @@ double squares(const Moved *all, long tensors, int threads) {
     }
     for (long piece = 0; piece < pieces; piece++) sum += sums[piece];
     return sum;
+}
+
+/* ------------------------------------------------------------------------------------------------------- trees */
+
+enum { DEPTH = 3, NODES = 7, WIDEST = 4 };
+
+/* Regression trees of depth 3 on the same inputs, one for each row of residuals (T, N): every split is the exact best
+   one by squared error, between neighbouring values of an input, and of equal ones that of the input first in
+   `turn` (T, D). x (D, N) are the inputs and order (D, N) their rows by rising value. Writes of each tree the seven
+   nodes, level by level (input, threshold and gain in the sum of squares; the threshold is infinite where nothing is
+   gained), and the leaf of every row. */
+void grow_trees(const float *x, const int *order, const double *residual, const int *turn, long n, long d, long trees,
+                int threads, unsigned char *leaf, int *input, float *threshold, double *gain)
+{
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (long t = 0; t < trees; t++) {
+        const double *r = residual + t * n;
+        unsigned char *node = leaf + t * n;
+        for (long i = 0; i < n; i++) node[i] = 0;
+        for (int level = 0; level < DEPTH; level++) {
+            int width = 1 << level, first = width - 1;
+            double sum[WIDEST] = {0}, best[WIDEST] = {0};
+            long count[WIDEST] = {0};
+            for (long i = 0; i < n; i++) { sum[node[i]] += r[i]; count[node[i]]++; }
+            for (int j = 0; j < width; j++) {
+                input[t * NODES + first + j] = 0;
+                threshold[t * NODES + first + j] = INFINITY;
+            }
+            for (long k = 0; k < d; k++) {
+                int column = turn[t * d + k];
+                const float *v = x + column * n;
+                const int *rows = order + column * n;
+                double left[WIDEST] = {0};
+                long seen[WIDEST] = {0};
+                float last[WIDEST] = {0};
+                for (long i = 0; i < n; i++) {
+                    int row = rows[i], j = node[row];
+                    float value = v[row];
+                    if (seen[j] && value > last[j] + 1e-7f) {
+                        double rest = (double)(count[j] - seen[j]);
+                        double off = left[j] * count[j] - sum[j] * seen[j];
+                        double gained = off * off / ((double)seen[j] * rest * count[j]);
+                        if (gained > best[j] * (1 + 1e-12)) {
+                            best[j] = gained;
+                            input[t * NODES + first + j] = column;
+                            float middle = last[j] / 2 + value / 2;
+                            threshold[t * NODES + first + j] = middle < value ? middle : last[j];
+                        }
+                    }
+                    left[j] += r[row];
+                    seen[j]++;
+                    last[j] = value;
+                }
+            }
+            for (int j = 0; j < width; j++) gain[t * NODES + first + j] = best[j];
+            for (long i = 0; i < n; i++) {
+                int at = t * NODES + first + node[i];
+                node[i] = 2 * node[i] + (x[input[at] * n + i] > threshold[at]);
+            }
+        }
+    }
 }

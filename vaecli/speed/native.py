@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, UntypedStorage, nn
 
 from vaecli.paths import cache_dir
+
+Array = np.ndarray[Any, Any]
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-fPIC", "-shared", "-fopenmp", "-Wl,--as-needed"]
@@ -171,6 +174,28 @@ class Kernels:
         addresses = x.data_ptr(), logits.data_ptr(), out.data_ptr(), None if slope is None else slope.data_ptr()
         self._library.bernoulli(*addresses, len(x), math.prod(x.shape[1:]), torch.get_num_threads())
         return out, slope
+
+    def grow_trees(
+        self, x_DN: Array, order_DN: Array, residual_TN: Array, turn_TD: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Regression trees of depth 3, one for each row of float64 residuals, every split the best there is.
+
+        Inputs float32 with their rows by rising value, int32; of equal splits that of the input first in `turn_TD`
+        (int32) is taken. Of the seven nodes of each tree, level by level: input, threshold (infinite where nothing is
+        gained) and gain in the sum of squares, (T, 7) each; the leaf of every row, uint8 (T, N).
+        """
+        (d, n), trees = x_DN.shape, len(residual_TN)
+        leaf_TN = np.empty((trees, n), dtype=np.uint8)
+        input_TJ, threshold_TJ, gain_TJ = (
+            np.empty((trees, 7), dtype=kind) for kind in (np.int32, np.float32, np.float64)
+        )
+        arrays = [(x_DN, np.float32), (order_DN, np.int32), (residual_TN, np.float64), (turn_TD, np.int32)]
+        given = [np.ascontiguousarray(array, dtype=kind) for array, kind in arrays]
+        sizes = [ctypes.c_long(size) for size in (n, d, trees)]
+        out = [ctypes.c_void_p(array.ctypes.data) for array in (leaf_TN, input_TJ, threshold_TJ, gain_TJ)]
+        addresses = [ctypes.c_void_p(array.ctypes.data) for array in given]
+        self._library.grow_trees(*addresses, *sizes, ctypes.c_int(torch.get_num_threads()), *out)
+        return input_TJ, threshold_TJ, gain_TJ, leaf_TN
 
     def move(
         self,

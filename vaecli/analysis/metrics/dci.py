@@ -2,8 +2,8 @@
 
 Eastwood & Williams, "A Framework for the Quantitative Evaluation of Disentangled Representations" (2018), section 2,
 with the predictor and the informativeness (test accuracy) of disentanglement_lib: gradient boosting with
-scikit-learn's defaults, here in an implementation that splits at 256 quantile bins (`dci-sklearn` has the exact and
-slow one). With R the importance of latent d for factor k,
+scikit-learn's defaults, here in an implementation some twenty times faster than its own (`dci-sklearn`). With R the
+importance of latent d for factor k,
 
     disentanglement = sum_d w_d (1 - H_K(R_d / sum_k R_dk)),  w_d = sum_k R_dk / sum R,
     completeness    = sum_k w_k (1 - H_D(R_k / sum_d R_dk)),  w_k = sum_d R_dk / sum R,
@@ -13,6 +13,7 @@ where H_n is the entropy in base n, and 1e-11 is added to each importance in it.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,19 @@ def score(codes: Codes, seed: int) -> Score:
     train, test = train_test(codes, seed)
     assert train.factors_NK is not None and test.factors_NK is not None
     found = _boosting.boost(train.mean_ND, train.factors_NK, test.mean_ND, seed)
+    how = "exact splits" if found.exact else f"{_boosting.BINS} quantile bins"
     settings = {
         "train_points": len(train),
         "test_points": len(test),
         "predictor": f"gradient boosting: {_boosting.STAGES} stages, depth {_boosting.DEPTH}, "
-        f"learning rate {_boosting.RATE}, log loss, {_boosting.BINS} quantile bins",
+        f"learning rate {_boosting.RATE}, log loss, {how}",
         "seed": seed,
     }
-    return summarise(found.importance_DK, found.accuracy(test.factors_NK), settings)
+    result = summarise(found.importance_DK, found.accuracy(test.factors_NK), settings)
+    if found.exact:
+        return result
+    binned = "thresholds are of 256 quantile bins, as no kernel could be compiled here: on noisy codes up to 0.06 off."
+    return replace(result, notes=(*result.notes, binned))
 
 
 def summarise(importance_DK: Array, accuracy_K: Array, settings: Mapping[str, Any]) -> Score:

@@ -1,6 +1,7 @@
 """DCI with scikit-learn's GradientBoostingClassifier itself: the published protocol to the letter, minutes of work.
 
-Eastwood & Williams (2018) as in disentanglement_lib; `dci` has the formulae and the same boosting, many times faster.
+Eastwood & Williams (2018) as in disentanglement_lib; `dci` has the formulae and the same boosting, many
+times faster: the difference is that of another seed.
 """
 
 import numpy as np
