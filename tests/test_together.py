@@ -30,6 +30,9 @@ TRAIN = (
 )
 
 
+OPTIMAL = "model.likelihood={name: gaussian, variance: optimal}"  # of each batch
+
+
 def torchrun(*args: object, processes: int = 2) -> list[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port=0"]
     return [*start, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "vaecli", *map(str, args)]
@@ -123,7 +126,7 @@ def test_all_obey_a_signal() -> None:
         (("--model", "beta-tcvae"), "terms of its objective depend on which images share a batch"),
         (("--model", "factor-vae"), "FactorVAE|depend on which images|several players"),
         (("--model", "beta-vae", "--batch-size", 33), "train.batch_size is 33, which 2 processes cannot share"),
-        (("--model", "vae", "-S", "model.likelihood={name: gaussian, variance: optimal}"), "the mean over its parts"),
+        (("--model", "vae", "-S", OPTIMAL), "keeps numbers of its batches"),
     ],
 )
 def test_what_is_no_mean_over_images_is_refused(settings: tuple[object, ...], says: str) -> None:

@@ -161,7 +161,8 @@ def run(
     except VaeError as error:
         if group.first or isinstance(error, MachineError):
             raise
-        sys.exit(error.exit_code)  # the first has said it
+        time.sleep(3.0)  # torchrun ends all when one has ended, and the first is to say why
+        sys.exit(error.exit_code)
     group.leave()
 
 

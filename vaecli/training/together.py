@@ -155,7 +155,7 @@ class Group:
         devices.seed(config.seed, "step", state.step)
         with Rows(self, len(part.x_BCHW)) as rows:
             loss = total(model.loss(part, hyper, player.name))[0]
-        own, reached = float(loss), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        own, reached = float(loss.detach()), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         self._unused = any(gradient is None for gradient in reached)
         with torch.no_grad():
             for key, buffer in model.named_buffers():
