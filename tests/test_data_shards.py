@@ -186,3 +186,62 @@ def test_shards_that_are_refused():
         archive.addfile(link)
     with pytest.raises(InputError, match="no images"):
         load()
+
+
+# ---- Parquet
+
+
+def table(path, images, **columns):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    features = {"label": {"names": ["ship", "cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    made = pa.table({"image": [{"bytes": png(image), "path": None} for image in images], **columns})
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(made.replace_schema_metadata(about), path, row_group_size=7)
+
+
+def test_parquet_as_hugging_face_has_it(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 5), dtype=np.uint8)
+    table("d/t-0.parquet", pixels[:12], label=[i % 2 for i in range(12)], angle=[0.5 * (i % 3) for i in range(12)])
+    table("d/t-1.parquet", pixels[12:], label=[1] * 7 + [None], good=[True, False] * 4)
+    in_memory = load(store="memory")
+    assert torch.equal(everything(in_memory)[:, 0], torch.from_numpy(pixels).float() / 255)
+    assert in_memory.info.factor_names == ("label", "angle", "good")
+    assert in_memory.info.value_names == (("ship", "cat", "dog"), ("0", "0.5", "1"), ())
+    assert in_memory.info.factor_sizes == (3, 3, 2)
+    assert in_memory.labels[:, 0].tolist() == [0, 1] * 6 + [1] * 7 + [-1]
+    assert in_memory.labels[:, 1].tolist() == [0, 1, 2] * 4 + [-1] * 8
+    assert in_memory.labels[:, 2].tolist() == [-1] * 12 + [1, 0] * 4
+    assert in_memory.files[12] == "t-1.parquet/0"
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", None)  # the bytes are kept
+    for store in ("disk", "stream"):
+        other = load(store=store)
+        assert torch.equal(everything(other), everything(in_memory)) and torch.equal(other.labels, in_memory.labels)
+        assert other.splits["val"].tolist() == in_memory.splits["val"].tolist()
+
+
+def test_parquet_that_is_refused(monkeypatch):
+    pytest.importorskip("pyarrow")
+    Path("d").mkdir()
+    Path("d/a.parquet").write_bytes(b"PAR1" * 20)
+    with pytest.raises(InputError, match=r"a\.parquet: not a Parquet table"):
+        load()
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pa.table({"x": [1, 2]}), "d/a.parquet")
+    with pytest.raises(InputError, match="no column `image`"):
+        load()
+    assert not list(Path("cache").glob("*.bytes"))
+    shard("d/b.tar", [])
+    with pytest.raises(InputError, match="both kinds"):
+        load()
+
+
+def test_parquet_without_its_reader(monkeypatch):
+    Path("d").mkdir()
+    Path("d/a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(ConfigError, match="PyArrow") as caught:
+        load("d/a.parquet")
+    assert caught.value.hint == 'pip install "vaecli[parquet]"'

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vaecli.data.base import DataConfig, Dataset
 
 ARRAYS = (".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv")  # endings of files that hold a set
+SHARDS = (".tar", ".parquet")
 
 __all__ = ["cache_dir", "data_dir", "load", "parse"]
 
@@ -40,7 +41,7 @@ def parse(spec: str) -> dict[str, str]:
 
 def is_set(path: str) -> bool:
     """Whether a path is a whole data set, and no image file."""
-    return os.path.isdir(path) or path.lower().endswith((*ARRAYS, ".tar"))
+    return os.path.isdir(path) or path.lower().endswith((*ARRAYS, *SHARDS))
 
 
 def _source_of(path: str) -> str | None:
@@ -48,7 +49,7 @@ def _source_of(path: str) -> str | None:
     if os.path.isdir(path):
         return "folder"
     ending = path.lower()
-    kind = "array" if ending.endswith(ARRAYS) else "shards" if ending.endswith(".tar") else None
+    kind = "array" if ending.endswith(ARRAYS) else "shards" if ending.endswith(SHARDS) else None
     return kind if os.path.isfile(path) else None
 
 

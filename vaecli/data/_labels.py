@@ -16,7 +16,7 @@ import csv
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +108,23 @@ def from_array(where: object, values: Array, names: Sequence[str] | None, n: int
     return _gathered(where, columns)
 
 
-def from_table(where: object, names: Sequence[str], columns: Sequence[Sequence[str]]) -> Factors | None:
-    """The same of columns of text. Integers that are not counted from 0 are names, as words are."""
+def from_table(
+    where: object,
+    names: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    classes: Mapping[str, list[str]] | None = None,
+) -> Factors | None:
+    """The same of columns of text. Integers that are not counted from 0 are names, as words are; those of `classes` are
+    numbers of the classes there."""
     found: dict[str, tuple[Array, list[str]] | None] = {}
     for name, column in zip(names, columns, strict=True):
         values = _numbers(column)
-        if values is not None and set(np.unique(values[~np.isnan(values)]).tolist()) == {-1.0, 1.0}:
+        if classes and name in classes and values is not None:
+            label_N = np.nan_to_num(values, nan=-1).astype(np.int64)
+            if bool((label_N >= len(classes[name])).any()):
+                raise InputError(f"{where}: {name} is {label_N.max()}, but it has {len(classes[name])} classes")
+            found[name] = label_N.clip(min=-1), [word[:LONGEST] for word in classes[name]]
+        elif values is not None and set(np.unique(values[~np.isnan(values)]).tolist()) == {-1.0, 1.0}:
             label_N = np.where(np.isnan(values), -1, (np.nan_to_num(values) + 1) // 2).astype(np.int64)
             found[name] = label_N, ["-1", "1"]
         else:

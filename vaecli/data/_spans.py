@@ -9,8 +9,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -58,11 +58,12 @@ def identity(path: str) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Index:
     """The images of shards in order: their spans, the cells of each label, by its name ("" where an image has none),
-    and keys and sha256 of the bytes of the files."""
+    keys and sha256 of the bytes of the files, and of labels that are numbers of classes the classes' names."""
 
     spans: list[Span]
     cells: dict[str, list[str]]
     found: _disk.Survey
+    classes: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def index(root: Path, shards: Sequence[Path], is_image: Callable[[str], bool]) -> Index:

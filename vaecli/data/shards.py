@@ -1,6 +1,6 @@
-"""Shards of image files, .tar as WebDataset has them: a file or a folder of them; decoded as a folder's images are.
+"""Shards of image files, .tar (WebDataset) or .parquet (Hugging Face): a file or a folder of them, decoded as a folder's.
 
-Labels are the classes in .cls files and the numbers and words in .json files. A set that is too large is decoded once
+Labels are the classes in .cls files and the numbers and words in .json files, or the other columns of the tables. A set that is too large is decoded once
 into the cache, or (`store: stream`) read from the shards as it is needed: by a shuffle buffer in training, which is a
 function of the seed and the step, so that a resumed run reads what it would have read.
 """
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vaecli import output
-from vaecli.data import _labels, _range, _spans, folder
+from vaecli.data import _labels, _parquet, _range, _spans, folder
 from vaecli.data._fit import Fit
 from vaecli.data._labels import Factors
 from vaecli.data._spans import Span
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Config(_range.RangeConfig):
-    """`path`: a .tar file, or a folder with several. `image_size`, `channels`, `fit`, `on_bad_image`: as of a folder.
+    """`path`: a .tar or .parquet file, or a folder with several. `image_size`, `channels`, `fit`, `on_bad_image`: as of a folder.
 
     `store`: `memory`, `disk` (decoded once into the cache), `stream` (decoded whenever they are read) or `auto`:
     memory or disk. `buffer`: images among which a streamed training set is shuffled.
@@ -51,10 +51,15 @@ def load(config: Config) -> Dataset:
     given = Path(config.path).expanduser()
     _range.check(config.range)
     root = given.parent if given.is_file() else given
-    shards = [given] if given.is_file() else sorted(given.glob("*.tar"), key=lambda path: _labels.natural(path.name))
-    if not shards:
-        raise InputError(f"{given}: no shards found", "give a .tar file, or a folder with files *.tar")
-    index = _spans.index(root, shards, lambda name: os.path.splitext(name)[1].lower() in folder.SUFFIXES)
+    every = [given] if given.is_file() else sorted(given.glob("*"), key=lambda path: _labels.natural(path.name))
+    shards, tables = ([path for path in every if path.suffix.lower() == end] for end in (".tar", ".parquet"))
+    if bool(shards) == bool(tables):
+        what = "shards of both kinds" if shards else "no shards found"
+        raise InputError(f"{given}: {what}", "give a .tar or .parquet file, or a folder with files of one kind")
+    if tables:
+        shards, index = tables, _parquet.index(root, tables)
+    else:
+        index = _spans.index(root, shards, lambda name: os.path.splitext(name)[1].lower() in folder.SUFFIXES)
     if not index.spans:
         raise InputError(f"{given}: no images in {len(shards):,} shards")
     place = {str(span): i for i, span in enumerate(index.spans)}
@@ -65,7 +70,7 @@ def load(config: Config) -> Dataset:
     def factors(good: list[str], files: list[str]) -> Factors | None:
         rows = [place[name] for name in good]
         columns = [[column[i] for i in rows] for column in index.cells.values()]
-        return _labels.from_table(given, list(index.cells), columns) if columns else None
+        return _labels.from_table(given, list(index.cells), columns, index.classes) if columns else None
 
     common = config.model_dump(exclude={"path", "buffer", "store"})
     read = folder.Config(**common, path=str(root), store="auto" if config.store == "stream" else config.store)
