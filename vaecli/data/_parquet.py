@@ -113,12 +113,14 @@ def _look(table: Path, held: Any, file: IO[bytes], facts: dict[str, Any], keys: 
                 for name in labels:
                     # A column that earlier tables lack is empty there.
                     cells = facts["cells"].setdefault(name, [""] * (len(facts["names"]) - 1))
-                    cells.append(
-                        "" if row[name] is None else str(int(row[name]) if row[name] in (True, False) else row[name])
-                    )
+                    cells.append(_cell(row[name]))
             for cells in facts["cells"].values():
                 cells += [""] * (len(facts["names"]) - len(cells))
             advance(batch.num_rows)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(int(value) if isinstance(value, bool) else value)
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

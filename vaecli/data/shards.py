@@ -1,8 +1,8 @@
-"""Shards of image files, .tar (WebDataset) or .parquet (Hugging Face): a file or a folder of them, decoded as a folder's.
+"""Shards of image files: a file or folder of .tar (WebDataset) or .parquet (Hugging Face), decoded as folders are.
 
-Labels are the classes in .cls files and the numbers and words in .json files, or the other columns of the tables. A set that is too large is decoded once
-into the cache, or (`store: stream`) read from the shards as it is needed: by a shuffle buffer in training, which is a
-function of the seed and the step, so that a resumed run reads what it would have read.
+Labels are the classes in .cls files and the numbers and words in .json files, or the other columns of tables. A set
+that is too large is decoded once into the cache, or (`store: stream`) read from the shards as it is needed: by a shuffle
+buffer in training, which is a function of the seed and the step, so that a resumed run reads what it would have read.
 """
 
 import os
@@ -31,7 +31,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Config(_range.RangeConfig):
-    """`path`: a .tar or .parquet file, or a folder with several. `image_size`, `channels`, `fit`, `on_bad_image`: as of a folder.
+    """`path`: a .tar or .parquet file, or a folder with several. `image_size`, `channels`, `fit`, `on_bad_image`: as
+    of a folder.
 
     `store`: `memory`, `disk` (decoded once into the cache), `stream` (decoded whenever they are read) or `auto`:
     memory or disk. `buffer`: images among which a streamed training set is shuffled.
