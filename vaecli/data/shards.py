@@ -1,8 +1,8 @@
 """Shards of image files: a file or folder of .tar (WebDataset) or .parquet (Hugging Face), decoded as folders are.
 
 Labels are the classes in .cls files and the numbers and words in .json files, or the other columns of tables. A set
-that is too large is decoded once into the cache, or (`store: stream`) read from the shards as it is needed: by a shuffle
-buffer in training, which is a function of the seed and the step, so that a resumed run reads what it would have read.
+that is too large is decoded once into the cache, or (`store: stream`) read from the shards as it is needed: in training
+through a shuffle buffer, which is a function of the seed and the step, so that a resumed run reads what it would have.
 """
 
 import os
