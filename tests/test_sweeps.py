@@ -112,7 +112,7 @@ def test_failures_are_listed_and_the_rest_goes_on(vae: Callable[..., Result]) ->
     SWEEP.rmdir()
     base = ["--data", "squares", "--model", "beta-vae", "--steps", "5"]
     base += [word.replace("-S", "--set") if word == "-S" else word for word in NET]
-    plan.open_folder(SWEEP, {"base": [*base, "--quiet"]})
+    plan.write(SWEEP, {"base": [*base, "--quiet"]})
     (SWEEP / "beta_1-s0").mkdir()
     done = vae(*asked, "--json")
     assert done.code == 2 and "1 of the runs did not finish" in done.err, done.err
@@ -167,6 +167,15 @@ def test_a_signal_stops_all_and_the_sweep_goes_on_later() -> None:
 
 
 # ---- submitit and Ray
+
+
+def test_slurm_is_not_there(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = vae(*BASE, "--grid", "model.beta=1", "--on", "slurm")
+    assert done.code == 5 and "there is no sbatch here" in done.err and not SWEEP.exists()
+    wrong = vae(*BASE, "--grid", "model.beta=1", "--on", "slurm", "--option", "cluster=local", "--option", "hours=9")
+    assert wrong.code == 2 and "--option" in wrong.err and not plan.is_sweep(SWEEP), wrong.err
 
 
 @pytest.mark.slow
@@ -301,6 +310,6 @@ def test_usage(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_empty_sweep_is_told(vae: Callable[..., Result]) -> None:
-    plan.open_folder(SWEEP, {"base": []})
+    plan.write(SWEEP, {"base": []})
     done = vae("compare", SWEEP)
     assert done.code == 3 and "has no run yet" in done.err

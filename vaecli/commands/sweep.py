@@ -68,9 +68,11 @@ def run(
         for task in planned if search is None else []:
             output.result(shlex.join(["vae", *task.arguments(base, folder)]))
         return
+    asked: dict[str, Any] = {"base": base, "grid": [*grid_texts], "seeds": seeds_text, "on": on, "options": [*options]}
+    asked |= {} if search is None else {"search": search._asdict()}
+    plan.check_folder(folder, asked)
     engine, at_once = engines.make(on, _options(options), folder, jobs)
-    asked = {"base": base, "grid": [*grid_texts], "seeds": seeds_text, "on": on, "options": [*options]}
-    plan.open_folder(folder, asked | ({} if search is None else {"search": search._asdict()}))
+    plan.write(folder, asked)
     if search is None:
         failed = _run_grid(planned, base, folder, engine, on)
         facts: dict[str, Any] = {}

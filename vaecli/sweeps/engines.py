@@ -7,6 +7,7 @@ by itself, is started again: the command line goes on where the run was saved. T
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,15 +100,15 @@ def _slurm(options: dict[str, str], folder: Path) -> Engine:
     sbatch; `--option cluster=local` runs them as processes here."""
     import submitit
 
-    cluster = options.pop("cluster", None)
+    cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and shutil.which("sbatch") is None:  # submitit would take processes here instead
+        raise MachineError("--on slurm: there is no sbatch here", "--option cluster=local tries it without Slurm")
     given = {key: _number(value) for key, value in options.items()}
     try:
         executor = submitit.AutoExecutor(folder=folder / "slurm", cluster=cluster)
         executor.update_parameters(**{"timeout_min": 24 * 60, **given})
     except RuntimeError as error:
-        raise MachineError(
-            f"--on slurm: {_line(error)}", "is sbatch on the path? --option cluster=local tries it"
-        ) from None
+        raise MachineError(f"--on slurm: {_line(error)}") from None
     except (NameError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"--option: {_line(error)}", "names are those of submitit: timeout_min, slurm_partition"

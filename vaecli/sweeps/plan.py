@@ -140,9 +140,8 @@ def runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/run.json") if safe_files.is_plain_folder(path.parent))
 
 
-def open_folder(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Make the sweep's folder, or check that it is of the same `base` command line. ConfigError where it is not, or
-    where the folder is something else; MachineError where it cannot be written."""
+def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
+    """ConfigError where the folder is of another `base` command line, or something else than a sweep's."""
     if is_sweep(folder):
         try:
             known = json.loads(safe_files.read(folder / FILE, LARGEST))
@@ -156,6 +155,10 @@ def open_folder(folder: Path, asked: Mapping[str, Any]) -> None:
             )
     elif folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigError(f"{folder}: exists and is no sweep", "give another --name")
+
+
+def write(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Make the sweep's folder, with what was asked for. MachineError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         safe_files.replace(folder / FILE, json.dumps({"schema": 1, **asked}, indent=1, sort_keys=True).encode())
