@@ -253,8 +253,9 @@ def test_grid():
 def test_squares():
     dataset = data.load(squares.Config(name="squares"))
     assert dataset.info == DataInfo(
-        "squares", (1, 16, 16), 456, ("size", "posX", "posY"), (3, 13, 13), True, dataset.info.source, 507
-    )
+        "squares", (1, 16, 16), 456, ("size", "posX", "posY"), (3, 13, 13), True, dataset.info.source, 507,
+        contrast=1.0,
+    )  # fmt: skip
     for batch in dataset.split("all").batches(1):
         size, x, y = batch.labels_BK[0].tolist()
         expected = torch.zeros(16, 16)
