@@ -112,7 +112,7 @@ def test_failures_are_listed_and_the_rest_goes_on(vae: Callable[..., Result]) ->
     SWEEP.rmdir()
     base = ["--data", "squares", "--model", "beta-vae", "--steps", "5"]
     base += [word.replace("-S", "--set") if word == "-S" else word for word in NET]
-    plan.write(SWEEP, {"base": [*base, "--quiet"]})
+    plan.write(SWEEP, {"base": base})
     (SWEEP / "beta_1-s0").mkdir()
     done = vae(*asked, "--json")
     assert done.code == 2 and "1 of the runs did not finish" in done.err, done.err

@@ -287,12 +287,15 @@ def sweep(
     flags = {"data.name": ("--data", data), "model.name": ("--model", model), "train.steps": ("--steps", steps)}
     given = {key: pair for key, pair in flags.items() if pair[1] is not None}
     words = {"--preset": preset, "--config": config, "--data": data, "--model": model, "--steps": steps}
-    words |= {"--device": device if device != "auto" else None, "--max-time": max_time}
     base = [word for flag, value in words.items() if value is not None for word in (flag, str(value))]
-    base += [word for text in sets or [] for word in ("--set", text)] + (["--quiet"] if quiet else [])
+    base += [word for text in sets or [] for word in ("--set", text)]
+    how = [] if device == "auto" else ["--device", device]
+    how += [*([] if max_time is None else ["--max-time", max_time]), *(["--quiet"] if quiet else [])]
     wanted = None if search is None else command.Search(search, objective, trials)
     layers = Layers(preset, config, given, sets or [])
-    command.run(layers, base, grid or [], seeds, wanted, on, option or [], jobs, name, runs_dir, dry_run, json)
+    command.run(
+        layers, base, how, grid or [], seeds, wanted, on, option or [], jobs, name, runs_dir, dry_run, json
+    )  # fmt: skip
 
 
 @app.command()

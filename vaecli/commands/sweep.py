@@ -30,6 +30,7 @@ class Search(NamedTuple):
 def run(
     layers: train.Layers,
     base: list[str],
+    how: list[str],
     grid_texts: Sequence[str],
     seeds_text: str,
     search: Search | None,
@@ -43,7 +44,8 @@ def run(
 ) -> None:
     """Run every combination of the grid with every seed, or the trials of a search; the sweep's folder on stdout.
 
-    `base` is the command line of `vae train` that all share, and `layers` the same. ConfigError, before anything is
+    `base` is the command line of `vae train` that all share, `layers` the same, and `how` what of it changes nothing
+    in a run's numbers. ConfigError, before anything is
     started, where any of the runs would be refused; SeedsFailed at the end, with a list, where some did not finish.
     """
     if not train.names_a_run(layers):
@@ -66,7 +68,7 @@ def run(
         count = len(planned) if search is None else search.trials * len(seeds)
         output.notice(f"sweep      {count} runs in {folder}, on {on}")
         for task in planned if search is None else []:
-            output.result(shlex.join(["vae", *task.arguments(base, folder)]))
+            output.result(shlex.join(["vae", *task.arguments([*base, *how], folder)]))
         return
     asked: dict[str, Any] = {"base": base, "grid": [*grid_texts], "seeds": seeds_text, "on": on, "options": [*options]}
     asked |= {} if search is None else {"search": search._asdict()}
@@ -74,10 +76,10 @@ def run(
     engine, at_once = engines.make(on, _options(options), folder, jobs)
     plan.write(folder, asked)
     if search is None:
-        failed = _run_grid(planned, base, folder, engine, on)
+        failed = _run_grid(planned, [*base, *how], folder, engine, on)
         facts: dict[str, Any] = {}
     else:
-        failed, facts = _run_search(search, grid, seeds, base, folder, engine, at_once)
+        failed, facts = _run_search(search, grid, seeds, [*base, *how], folder, engine, at_once)
     _report(folder, failed, facts, json)
 
 

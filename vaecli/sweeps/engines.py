@@ -118,7 +118,9 @@ def _slurm(options: dict[str, str], folder: Path) -> Engine:
     def run(commands: Commands) -> list[Done]:
         # A process here runs no more jobs than there are cores; Slurm has a queue of its own.
         most = seeds.cpu_cores() if cluster == "local" else len(commands)
-        waiting, running, results = list(commands), {}, {}
+        waiting = list(commands)
+        running: dict[str, Any] = {}
+        results: dict[str, Done] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < most:

@@ -107,7 +107,7 @@ class Group:
     def loss(self, model: Model, batch: Batch, hyper: Hyper, player: str) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of this process' part of a batch; going back from it averages the gradients over all."""
         if self._parallel is None:
-            parallel = nn.parallel.DistributedDataParallel
+            parallel: Any = nn.parallel.DistributedDataParallel
             known = inspect.signature(parallel).parameters  # there are no buffers that move: see `check`
             still = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
             self._parallel = parallel(_Objective(model), find_unused_parameters=self._unused, **still)
@@ -222,8 +222,9 @@ class Rows(TorchFunctionMode):
         if func in (torch.randn_like, torch.rand_like):
             return self._own(tuple(args[0].shape), lambda whole: func(args[0].new_empty(whole), **kwargs))
         if func is torch.normal and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            mean, std = torch.broadcast_tensors(*args[:2])
-            drawn = self._own(tuple(mean.shape), lambda whole: torch.randn(whole, dtype=mean.dtype, device=mean.device))
+            mean, std = args[:2]
+            shape = tuple((mean + std).shape)
+            drawn = self._own(shape, lambda whole: torch.randn(whole, dtype=mean.dtype, device=mean.device))
             return mean + std * drawn
         if func in (Tensor.normal_, Tensor.uniform_, Tensor.exponential_):
             filled = self._own(tuple(args[0].shape), lambda whole: func(args[0].new_empty(whole), *args[1:], **kwargs))
