@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result
+from conftest import TINY, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -48,6 +48,18 @@ def test_one_file_is_enough(file: Path, tmp_path: Path) -> None:
     x_BCHW = torch.rand(3, *a.info.shape)
     assert torch.equal(a.model.posterior(x_BCHW).mean_BD, b.model.posterior(x_BCHW).mean_BD)
     assert not a.model.training
+
+
+def test_equal_trainings_write_equal_files(tiny_run: Path, vae: Callable[..., Result], tmp_path: Path) -> None:
+    again = tmp_path / "runs" / "again"
+    options = ("--model", "beta-vae", *TINY, "--steps", 30, "--runs-dir", again.parent, "--name", again.name, "-q")
+    assert vae("train", *options).code == 0
+    for name in ("model.safetensors", "config.json", "trainer/optimizer.safetensors"):
+        one, two = ((run / "checkpoints" / "latest" / name).read_bytes() for run in (tiny_run, again))
+        assert one == two, name
+    metadata = checkpoint.read_header(checkpoint.resolve(again))[0]
+    assert list(metadata) == sorted(metadata) and len(metadata) > 5
+    assert (tiny_run / "config.yaml").read_bytes() == (again / "config.yaml").read_bytes()
 
 
 def test_layout_and_modes(tiny_run: Path) -> None:

@@ -115,9 +115,9 @@ def commit(
     final = folder / f"step-{step:08d}"
     described = describe(model, config, step)
     contents = {
-        MODEL_FILE: save_safetensors(contiguous(model.state_dict()), metadata=_metadata(described, step)),
+        MODEL_FILE: ordered(save_safetensors(contiguous(model.state_dict()), metadata=_metadata(described, step))),
         "config.json": described.encode(),
-        "trainer/optimizer.safetensors": save_safetensors(contiguous(optimizers), metadata={"format": "pt"}),
+        "trainer/optimizer.safetensors": ordered(save_safetensors(contiguous(optimizers), metadata={"format": "pt"})),
         "trainer/state.json": json.dumps({"step": step, **state}, sort_keys=True).encode(),
     }
     chance = os.urandom(8).hex()
@@ -205,6 +205,17 @@ def _metadata(described: str, step: int) -> dict[str, str]:
         "modelspec.implementation": "vaecli",
         "modelspec.title": name,
     }
+
+
+def ordered(file: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order: safetensors writes them in another one each time, and
+    equal trainings are to give equal files."""
+    length = struct.unpack("<Q", file[:8])[0]
+    header = json.loads(file[8 : 8 + length])
+    metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
+    text = json.dumps({**metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, file[8 + length :]))
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

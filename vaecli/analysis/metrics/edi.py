@@ -12,6 +12,10 @@ I(z_j; v_k) is the nearest-neighbour estimate (3 neighbours, 10,000 points), and
 seems to know of the same factor in shuffled rows: of a factor that no latent knows, both sides of the ratio are noise.
 I(z; v_k), for which the authors train a network, is the best of three lower bounds: H(v_k) minus the held-out
 cross-entropy of extremely randomised trees, the same for linear discriminants, and the best single I(z_j; v_k).
+
+It depends on how many images there are, and is compared between equal numbers alone. Of known codes of four factors at
+300, 1,000, 3,000 and 4,608 images: modularity 0.995, 1, 1, 1 of one with noise, and 0.38, 0.42, 0.47, 0.53 of one that
+is turned at random; explicitness 0.630, 0.616, 0.615, 0.614 of the first.
 """
 
 import math
