@@ -551,6 +551,28 @@ def report(
 
 
 @app.command()
+def explore(
+    checkpoint: Checkpoint,
+    out: Annotated[
+        str | None, typer.Option("--output", "-o", help="Write one page that needs neither network nor vae.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Of the local server; 0: any that is free.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    seed: Seed = 0,
+    data: DataAt = None,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """A slider a latent, in the browser: a page served on this machine alone, or written as one file."""
+    output.configure(quiet)
+    from vaecli.commands import explore as command
+
+    command.run(checkpoint, out, port, browser, seed, device, force, json, data_at=data)
+
+
+@app.command()
 def compare(
     checkpoints: Annotated[list[str], typer.Argument(help="Runs or checkpoints.", autocompletion=_runs)],
     split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,

@@ -49,11 +49,13 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def document(title: str, body: Html, style: str, script: str) -> str:
-    """A whole page. `style` and `script` are ours, and the policy names them by their sha256."""
+def document(title: str, body: Html, style: str, script: str, asks: bool = False) -> str:
+    """A whole page. `style` and `script` are ours, and the policy names them by their sha256; only a page that `asks`
+    may ask anything of where it is from."""
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
-        "base-uri 'none'; form-action 'none'"
+        + ("connect-src 'self'; " if asks else "")
+        + "base-uri 'none'; form-action 'none'"
     )
     head = join([
         tag("meta", charset="utf-8"),
