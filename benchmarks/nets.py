@@ -126,16 +126,16 @@ def elbos(arguments: argparse.Namespace) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(int(first), int(last or first) + 1):
             for name in found:
-                net = NETS[name.partition("@")[0]]
+                net, run = NETS[name.partition("@")[0]], f"{name.replace('@', '-')}-{seed}"
                 line = [
                     *vae, "train", "--data", arguments.photos, "-S", f"model.net={json.dumps(net)}",
                     "--latent-dim", str(LATENTS), "--seed", str(seed), "--max-time", f"{arguments.time}s",
-                    "--steps", "100000000", "--runs-dir", folder, "--name", f"{name}-{seed}", "-q",
+                    "--steps", "100000000", "--runs-dir", folder, "--name", run, "-q",
                 ]  # fmt: skip
                 for setting in arguments.set:
                     line += ["-S", setting]
                 subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=environment)
-                asked = [*vae, "analyze", f"{folder}/{name}-{seed}", "--split", "val", "--json", "-q"]
+                asked = [*vae, "analyze", f"{folder}/{run}", "--split", "val", "--json", "-q"]
                 answer = json.loads(subprocess.run(asked, check=True, capture_output=True, env=environment).stdout)
                 found[name].append(answer["totals"]["elbo"])
                 print(f"seed {seed}: {name} {found[name][-1]:,.1f} nats", flush=True)

@@ -61,7 +61,7 @@ def layout(shape: Shape) -> Layout:
         raise ConfigError(
             f"net 'semafo' takes images whose sides are multiples of {factor}{' from 64 pixels on' if big else ''}, "
             f"but the data has {height}x{width}",
-            "set model.net to mlp or resnet, or data.image_size to 28, 32 or 64",
+            "set model.net to conv, mlp or resnet, or data.image_size to 28, 32 or 64",
         )
     channels = (8 if big else 4) * (1 if colours == 1 else 2)
     first = (channels, height // factor, width // factor)
