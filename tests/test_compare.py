@@ -428,3 +428,31 @@ def test_udr_is_that_of_the_metric(vae: Vae, seeds: list[str]) -> None:
     expected = [score.value for score in registry.load("metric", "udr").score_models(made, 0)]
     assert [run["values"]["udr"] for run in record["runs"]] == pytest.approx(expected, rel=1e-9)
     assert record["groups"][0]["values"]["udr"]["sd"] == pytest.approx(statistics.stdev(expected))
+
+
+def test_a_table_for_a_paper() -> None:
+    from vaecli.report import comparison
+
+    made = comparison.latex(["run", "ELBO (nats)"], [["beta_norm 4 & 5%", r"$\mathbf{-3.10 \pm 0.20}$"]])
+    assert made[0] == r"\begin{tabular}{lr}" and made[-1] == r"\end{tabular}"
+    assert made[4] == r"beta\_norm 4 \& 5\% & $\mathbf{-3.10 \pm 0.20}$ \\"
+    made = comparison.markdown(["run", "KL"], [["a|b", "1.0 ± 0.1"]])
+    assert made == ["| run | KL |", "|---|---:|", "| a\\|b | 1.0 ± 0.1 |"]
+
+
+def test_a_plot_has_seeds_means_and_deviations_where_they_are() -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    from vaecli.report import comparison
+
+    panel = comparison.Panel("KL <nats>", [[1.0, 3.0], [8.0]], [2.0, 8.0], [1.4142, None])
+    root = ElementTree.fromstring(comparison.svg([panel], "beta", [1.0, 4.0], ["beta 1", "beta 4"]))
+    space = "{http://www.w3.org/2000/svg}"
+    assert [t.text for t in root.iter(f"{space}text") if t.get("class") == "head"] == ["KL <nats>"]
+    groups = [g for g in root.iter(f"{space}g") if "k1" in g.get("class", "")]
+    seeds = sorted((float(c.get("cx", 0)), float(c.get("cy", 0))) for c in groups[0])
+    assert len(seeds) == 3 and seeds[0][0] == seeds[1][0] < seeds[2][0]
+    top, low, high = seeds[2][1], *sorted((seeds[0][1], seeds[1][1]))
+    assert (high - low) / (low - top) == pytest.approx((3 - 1) / (8 - 3), rel=0.02)
+    named = comparison.svg([panel], "run", None, ["vae", "pca"])
+    assert "vae" in named and "pca" in named

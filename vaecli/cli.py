@@ -585,6 +585,11 @@ def compare(
     quiet: Quiet = False,
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="The table as CSV.")] = False,
+    form: Annotated[str | None, typer.Option("--format", help="latex, markdown or csv, on stdout.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE.svg", help="Also draw the columns against what differs.")
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Several runs side by side, seeds of one setting as mean and standard deviation, the best marked."""
     output.configure(quiet)
@@ -594,7 +599,9 @@ def compare(
     from vaecli.commands import compare as command
 
     metrics = by_protocol(metrics, protocol)
-    command.run(checkpoints, split, limit, metrics, seed, device, json, csv, data_at=data)
+    command.run(
+        checkpoints, split, limit, metrics, seed, device, json, csv, data_at=data, form=form, plot=plot, force=force
+    )
 
 
 @app.command()

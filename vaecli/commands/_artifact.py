@@ -56,6 +56,8 @@ def check(
         return "-"
     if not name or "\0" in name:
         raise ConfigError("-o needs the name of a file")
+    if ".png" in endings:
+        endings = (*endings, ".svg", ".pdf")
     if endings and Path(name).suffix.lower() not in (*endings, ""):
         raise ConfigError(f"{name}: this command writes no such kind of file", f"name it {' or '.join(endings)}")
     target = Path(os.path.realpath(name))
@@ -112,7 +114,7 @@ def write(output: str | None, default_name: str, data: bytes, force: bool) -> st
     Raises what `check` raises, and MachineError where the machine refuses.
     """
     name = check(output, default_name, force)
-    data = figures.signed(data, facts())
+    data = figures.signed(figures.as_named(name, data), facts())
     if name == "-":
         streams.result_bytes(data)
         return name

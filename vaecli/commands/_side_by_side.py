@@ -7,7 +7,8 @@ from typing import Any
 from vaecli import output as streams
 from vaecli.analysis.tables import number_text
 from vaecli.commands._groups import Column, Group, Summary
-from vaecli.commands._labels import labels, value_text
+from vaecli.commands._labels import labels, short, value_text
+from vaecli.report import comparison
 
 
 def flat(groups: Sequence[Group], columns: Sequence[Column], missing: str | None) -> tuple[list[str], list[list[str]]]:
@@ -51,6 +52,42 @@ def named(groups: Sequence[Group]) -> list[str]:
     if not all(found) or len(set(found)) < len(found):
         return [streams.safe(group.name) for group in groups]
     return [streams.safe(label) for label in found]
+
+
+def formatted(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]], form: str) -> list[str]:
+    """Lines of a table for a paper (`latex`) or a page (`markdown`): mean and deviation in a cell, the best bold."""
+    rows = []
+    for i, (label, group) in enumerate(zip(named(groups), groups, strict=True)):
+        cells = []
+        for column in columns:
+            text, bold = _cell(group.values[column.key], _digits(column, group)), i in best[column.key]
+            if form == "latex":
+                text = text.replace(" +- ", r" \pm ")
+                cells.append(text if text == "n/a" else rf"$\mathbf{{{text}}}$" if bold else f"${text}$")
+            else:
+                text = text.replace(" +- ", " ± ")
+                cells.append(f"**{text}**" if bold else text)
+        rows.append([label, str(len(group.runs)), *cells])
+    headings = ["run", "seeds", *(column.heading for column in columns)]
+    return (comparison.latex if form == "latex" else comparison.markdown)(headings, rows)
+
+
+def plot(groups: Sequence[Group], columns: Sequence[Column]) -> str:
+    """The columns against what differs between the groups, as SVG."""
+    keys = list(groups[0].settings)
+    x = [group.settings[keys[0]] for group in groups] if len(keys) == 1 else []
+    numeric = bool(x) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in x)
+    panels = [
+        comparison.Panel(
+            column.heading,
+            [[v for run in group.runs if (v := run.values.get(column.key)) is not None] for group in groups],
+            [group.values[column.key].mean for group in groups],
+            [group.values[column.key].sd for group in groups],
+        )
+        for column in columns
+    ]
+    name = next(iter(short(keys).values())) if len(keys) == 1 else "run"
+    return comparison.svg(panels, name, [float(v) for v in x] if numeric else None, named(groups))
 
 
 def draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]]) -> None:

@@ -20,7 +20,7 @@ from vaecli.analysis import codes as code_files
 from vaecli.analysis import metrics
 from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import beta_vae
-from vaecli.commands import _side_by_side
+from vaecli.commands import _artifact, _side_by_side
 from vaecli.commands._groups import Column, Run, Summary, best_of, summarised
 from vaecli.errors import ConfigError, InputError
 from vaecli.sweeps import plan
@@ -47,14 +47,28 @@ def run(
     json: bool,
     csv: bool,
     data_at: str | None = None,
+    form: str | None = None,
+    plot: str | None = None,
+    force: bool = False,
 ) -> None:
     """One row for all runs of one configuration, step and data set, whatever their seeds: ELBO, reconstruction, KL,
     active units and the headline of each metric, and the settings in which the rows differ.
 
     A metric of several models (`udr`) is taken over the runs of a row. The best mean of a column is marked on a
     terminal; in a pipe, and with `csv`, mean and standard deviation have columns of their own. `json` has the values
-    of every run too. InputError, after the output, where a run could not be used, as one that has not saved yet.
+    of every run too; `form` is `latex`, `markdown` or `csv`, and `plot` an SVG file that is written as well, with the
+    columns against the setting in which the rows differ. InputError, after the output, where a run could not be used,
+    as one that has not saved yet.
     """
+    if form not in (None, "csv", "latex", "markdown"):
+        raise ConfigError(f"--format {str(form)[:40]}: no such format", "latex, markdown or csv")
+    if json and form is not None:
+        raise ConfigError("--json and --format: give one of them")
+    csv = csv or form == "csv"
+    if plot is not None:
+        plot = _artifact.check(plot, plot, force, json, text=True, endings=(".svg",))
+        if plot == "-":
+            raise ConfigError("--plot needs the name of a file", "stdout has the table")
     names = metrics.chosen(metrics_text, several=True)
     several = [name for name in names if getattr(registry.load("metric", name), "SEVERAL", False)]
     alone = [name for name in names if name not in several]
@@ -91,11 +105,16 @@ def run(
     elif csv:
         headings, rows = _side_by_side.flat(groups, columns, None)
         streams.result(*streams.csv_lines([headings, *rows]))
+    elif form is not None:
+        streams.result(*_side_by_side.formatted(groups, columns, best, form))
     elif sys.stdout.isatty():
         _side_by_side.draw(groups, columns, best)
     else:
         headings, rows = _side_by_side.flat(groups, columns, "n/a")
         streams.table(headings, rows)
+    if plot is not None:
+        _artifact.write(plot, plot, _side_by_side.plot(groups, columns).encode(), force)
+        streams.notice(f"plot       {plot}")
     if unusable:
         raise InputError(f"left out: {', '.join(unusable)}")
 

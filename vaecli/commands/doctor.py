@@ -95,6 +95,6 @@ def _extras() -> list[Finding]:
             name,
             f"{'there' if importlib.util.find_spec(name) else 'not installed'} ({what})",
             "ok" if importlib.util.find_spec(name) else "note",
-        )  # fmt: skip
+        )
         for name, what in EXTRAS.items()
     ]

@@ -5,6 +5,7 @@ Images are float arrays (N, C, H, W) in [0, 1]. One channel is drawn grey, three
 pixel stays visible.
 """
 
+import base64
 import io
 import math
 import struct
@@ -193,6 +194,23 @@ def png(picture: Image.Image) -> bytes:
     picture = _without_colour(picture)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def as_named(name: str, picture: bytes) -> bytes:
+    """A PNG as the kind of file that its name asks for: within an SVG, or a page of a PDF, its pixels as they are."""
+    ending = name.lower()[-4:]
+    if not picture.startswith(b"\x89PNG") or ending not in (".svg", ".pdf"):
+        return picture
+    drawn = Image.open(io.BytesIO(picture))
+    width, height = drawn.size
+    if ending == ".svg":
+        href = "data:image/png;base64," + base64.b64encode(picture).decode()
+        size = f'width="{width}" height="{height}"'
+        image = f'<image href="{href}" {size} style="image-rendering:pixelated"/>'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {size}>{image}</svg>\n'.encode()
+    stream = io.BytesIO()
+    drawn.convert("RGB").save(stream, "PDF", resolution=150.0)
     return stream.getvalue()
 
 
