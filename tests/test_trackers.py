@@ -63,7 +63,7 @@ def test_mlflow_reads_back_what_was_logged(tmp_path: Path) -> None:
     subprocess.run(again, check=True, env=env, timeout=240)
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     client = mlflow.MlflowClient(store)
-    experiment = client.get_experiment_by_name("vae")
+    experiment = client.get_experiment_by_name("vaecli")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == "r" and run.info.status == "FINISHED"
     assert run.data.params["model.latent_dim"] == "3" and run.data.params["train.steps"] == "40"
@@ -113,7 +113,7 @@ def test_trackio_on_this_machine(tmp_path: Path) -> None:
     subprocess.run(command(*line("-S", "train.log=[trackio]")), check=True, env=env, timeout=240)
     script = (
         "import json\nfrom trackio.sqlite_storage import SQLiteStorage as S\n"
-        "print(json.dumps([S.get_runs('vae'), S.get_logs('vae', 'r')], default=str))\n"
+        "print(json.dumps([S.get_runs('vaecli'), S.get_logs('vaecli', 'r')], default=str))\n"
     )
     out = subprocess.run([sys.executable, "-c", script], check=True, env=env, timeout=120, capture_output=True).stdout
     names, logs = json.loads(out)

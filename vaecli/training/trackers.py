@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from vaecli import extras, output, safe_files
 from vaecli.config import flat
 
-PROJECT = "vae"  # unless the tracker's own variable names another
+PROJECT = "vaecli"  # unless the tracker's own variable names another
 _MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 
 
