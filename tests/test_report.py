@@ -24,7 +24,7 @@ from vaecli.analysis import codes, diagnosis, metrics, tables
 from vaecli.analysis.analyze import Analysis
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.metrics.base import Score
-from vaecli.commands import report
+from vaecli.commands import report, traverse
 from vaecli.report import charts, markup, profiles, sections
 from vaecli.report import factors as report_factors
 from vaecli.report import tables as report_tables
@@ -551,8 +551,8 @@ def headings(page: str) -> list[str]:
 
 
 EVERYTHING = [
-    "Training", "Reconstructions", "Samples", "Traversals", "Latents", "What each latent follows",
-    "Latents against factors", "Marginals of q(z)", "Configuration and provenance",
+    "Traversals", "Reconstructions", "Samples", "Latents", "Latents against factors", "What each latent follows",
+    "Marginals of q(z)", "Training", "Configuration and provenance",
 ]  # fmt: skip
 
 
@@ -594,8 +594,12 @@ def test_traversals_are_those_of_vae_traverse(tiny_run: Path) -> None:
     with torch.inference_mode():
         drawn = report._traversals(made, [2], {2: ("posX", 0.256)})
     assert drawn is not None and drawn.values == pytest.approx(np.linspace(-3, 3, 11))
-    z = torch.zeros(11, 3)
-    z[:, 2] = torch.linspace(-3, 3, 11)
+    with torch.inference_mode():
+        at = traverse.typical(traverse._codes(made.loaded, made.dataset))  # type: ignore[arg-type]
+        x_BCHW = made.dataset.images.gather(torch.tensor([at]))
+        z = made.loaded.model.posterior(x_BCHW).mean_BD.repeat(11, 1)
+    own, z[:, 2] = float(z[0, 2]), torch.linspace(-3, 3, 11)
+    assert drawn.rows[0].mark == pytest.approx((own + 3) / 6 * 10) and "a typical one" in drawn.about
     with torch.inference_mode():
         assert np.allclose(drawn.rows[0].images_SCHW, made.loaded.model.decode(z).numpy(), atol=1e-6)
     assert drawn.rows[0].name == "z2" and report._traversals(made, [], {}) is None
@@ -605,7 +609,7 @@ def test_a_bare_file_has_no_training_curves(tiny_run: Path, tmp_path: Path) -> N
     bare = tmp_path / "model.safetensors"
     bare.write_bytes((tiny_run / "checkpoints/latest/model.safetensors").read_bytes())
     page = html.render(report.gather(analysed(bare), "vae report model.safetensors"))
-    assert headings(page)[0] == "Reconstructions" and "What trained the model" not in page
+    assert "Training" not in headings(page) and "What trained the model" not in page
     assert report.run_folder(Path("model.safetensors")) is None
     assert report.run_folder(tiny_run / "checkpoints/latest/model.safetensors") == tiny_run.absolute()
 
@@ -702,7 +706,8 @@ def test_with_the_whole_analysis(vae: Callable[..., Result], tiny_run: Path) -> 
     assert done.code == 0, done.err
     found = json.loads(done.out)
     page = Path("report.html").read_text(encoding="utf-8")
-    assert headings(page)[-3:] == ["Diagnosis", "Metrics", "Configuration and provenance"]
+    found_headings = headings(page)
+    assert found_headings.index("Metrics") + 1 == found_headings.index("Diagnosis") < found_headings.index("Training")
     rows = {row[0]: row[1:] for row in cells(page) if row}
     assert rows["distortion E -log p(x|z)"] == [f"{found['diagnosis']['distortion']:.2f} nats"]
     (mig,) = found["metrics"]

@@ -232,7 +232,23 @@ def test_a_click_on_a_header_sorts(page: Browser) -> None:
     assert column(page, "latent")["rows"] == [f"z{d}" for d in range(10)] + ["z10", "z11"]
 
 
+def test_every_column_can_be_reached(page: Browser) -> None:
+    """Those that fit are shown at once, the others when they are asked for."""
+    shown = "Array.from(document.querySelectorAll('#latents thead th'), (h) => h.offsetWidth)"
+    count = f"{shown}.filter((w) => w > 0).length"
+    box = "document.querySelector('#latents .scroll')"
+    columns = page.js("document.querySelectorAll('#latents thead th').length")
+    assert page.js(count) < columns
+    for width in (360, 600, 800, 1200, 1600):
+        page.resize(width)
+        cut = page.js(f"{box}.scrollWidth - {box}.clientWidth")
+        assert width < 800 or cut <= 0, width  # on a telephone the box scrolls
+    page.js("document.querySelector('.wide input').click()")
+    assert page.js(count) == columns
+
+
 def test_rows_without_a_number_come_last_both_ways(page: Browser) -> None:
+    page.js("document.querySelector('.wide input').click()")
     for direction in (True, False):
         click(page, "gain (nats)")
         cells = column(page, "gain (nats)")["cells"]

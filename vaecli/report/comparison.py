@@ -35,6 +35,10 @@ def svg(panels: Sequence[Panel], name: str, x: Sequence[float] | None, labels: S
         parts.append(tag("text", heading, x=left, y=top + 12, class_="head"))
         parts.append(tag("text", name, x=left + PANEL[0] / 2, y=top + PANEL[1] + 26, text_anchor="middle"))
         parts.append(tag("svg", chart, x=left, y=top + 18, width=PANEL[0], height=PANEL[1]))
+    if x is None:  # what stands at which place, where the names are too long for an axis
+        for i, label in enumerate(labels):
+            parts.append(tag("text", f"{i}: {label}", x=MARGIN, y=height + 6 + 16 * i))
+        height += 16 * len(labels) + MARGIN
     sheet = (files("vaecli.report") / "page.css").read_text(encoding="utf-8")
     light = sheet.split("@media", 1)[0]
     rules = [rule for rule in sheet.splitlines() if re.match(r"(svg text|\.grid|\.mark|\.line|\.dots|\.k0)", rule)]

@@ -172,9 +172,8 @@ def table(
     )
     if not any(more):
         return scroll(whole, "table")
-    box = tag("input", type="checkbox", id="columns")
-    label_ = tag("label", f"all {len(headers)} columns", for_="columns")
-    return tag("div", box, " ", label_, scroll(whole, "table"), class_="wide")
+    box = tag("label", tag("input", type="checkbox"), f" all {len(headers)} columns")
+    return tag("div", box, scroll(whole, "table"), class_="wide")
 
 
 def scroll(content: Html, what: str) -> Html:
