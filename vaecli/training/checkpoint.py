@@ -8,6 +8,7 @@ written last). It is made under a temporary name, every file fsynced, and rename
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -129,6 +130,9 @@ def commit(
             FILES.rename(final, aside)
         FILES.rename(temporary, final)
         FILES.fsync_folder(folder)
+        for name in ("latest", "best"):
+            if safe_files.is_plain_folder(folder / name):  # a copy that was made without links
+                FILES.remove(folder / name)
         FILES.symlink(final.name, link)
         FILES.rename(link, folder / "latest")
         if best is not None:
@@ -265,6 +269,11 @@ def resolve(path: str | Path) -> Path:
     """The `.safetensors` file that a run, a step directory, a file or `hf://owner/name` stands for; CheckpointError
     otherwise, and what `hub.fetch` raises."""
     path = hub.fetch(str(path)) if hub.is_name(path) else Path(path)
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise CheckpointError(f"{str(path)[:80]}...: {error.strerror}") from None
     if path.suffix.lower() in (".npz", ".npy", ".csv") and path.is_file():
         raise CheckpointError(
             f"{path}: codes, and no checkpoint", "`vae analyze` reads codes from an .npz; `vae decode RUN FILE` decodes"
@@ -364,7 +373,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
                         raise CheckpointError(f"{path}: not a safetensors file; it looks like {what}", hint)
                 raise CheckpointError(f"{path}: not a safetensors file, or cut off")
             file.seek(8)
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_once)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -373,7 +382,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
         metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
         if len(header) > _MAX_TENSORS:
             raise CheckpointError(f"{path}: {len(header):,} tensors; no model here has so many")
-        tensors = {}
+        tensors, extents = {}, []
         for name, entry in header.items():
             shape = tuple(entry["shape"])
             # A value takes a byte or more.
@@ -381,9 +390,29 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
             if len(name) > 500 or len(shape) > 8 or len(sides) != len(shape):
                 raise CheckpointError(f"{path}: the safetensors header is not usable")
             tensors[name] = (str(entry["dtype"]), shape)
-    except (AttributeError, KeyError, TypeError):
+            first, end = entry["data_offsets"]
+            if end - first != math.prod(shape) * _DTYPES[tensors[name][0]].itemsize:
+                raise CheckpointError(f"{path}: the safetensors header is damaged")
+            extents.append((first, end))
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the safetensors header is damaged") from None
-    return metadata, tensors, status.st_size - 8 - length
+    size, reached = status.st_size - 8 - length, 0
+    for first, end in sorted(extents):  # side by side, to the end of the file
+        if first != reached:
+            raise CheckpointError(f"{path}: damaged: its tensors do not lie side by side")
+        reached = end
+    if reached != size:
+        what = "cut off" if reached > size else "damaged: more bytes than its tensors have"
+        raise CheckpointError(f"{path}: {what}")
+    return metadata, tensors, size
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError for a key that comes twice: which of the two is meant, readers do not agree on."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
 
 
 def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, DataInfo, int]:
@@ -540,10 +569,16 @@ def newest_intact(run: Path) -> Path:
     """
     folder = run / "checkpoints"
     _put_back(folder)
+    usable: Path | None = None
     for step in _steps(folder):
         try:
             verify(step)
-            return step
+            if safe_files.is_plain_folder(step / "trainer"):
+                return step
+            usable = usable or step
+            raise CheckpointError(f"{step / 'trainer'}: missing; the checkpoint can be used but not resumed")
         except CheckpointError as error:
             output.warning(f"{error}; trying the checkpoint before it")
+    if usable is not None:
+        return usable  # there is none better, and what it lacks will be said
     raise CheckpointError(f"{run}: holds no intact checkpoint to resume from")

@@ -1,0 +1,120 @@
+"""Runs and files that were copied, cut, moved or made to mislead: the newest that can be used is, the rest is named."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Result
+
+from vaecli.training import checkpoint
+from vaecli.training.checkpoint import CheckpointError
+
+Vae = Callable[..., Result]
+
+
+@pytest.fixture
+def run(vae: Vae, tmp_path: Path) -> Path:
+    """A run of 30 steps with a checkpoint every ten."""
+    options = (*TINY, "--model", "vae", "--steps", 30, "-S", "train.save_every=10", "-S", "train.keep=3", "-q")
+    done = vae("train", *options, "--runs-dir", tmp_path / "runs", "--name", "r")
+    assert done.code == 0, done.err
+    return Path(done.out.strip())
+
+
+def test_a_step_without_what_resuming_needs_is_passed_over(run: Path, vae: Vae) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-00000030" / "trainer")
+    done = vae("train", "--resume", run, "--steps", 40)
+    assert done.code == 0 and "trainer: missing" in done.err and "at step 20" in done.err, done.err
+
+
+def test_where_no_step_can_be_resumed_it_is_said(run: Path, vae: Vae) -> None:
+    for step in (run / "checkpoints").glob("step-*"):
+        shutil.rmtree(step / "trainer")
+    done = vae("train", "--resume", run, "--steps", 40)
+    assert done.code == 3 and "--init-from" in done.err
+
+
+@pytest.mark.parametrize("link", ["latest", "best"])
+def test_a_copy_made_without_links_is_trained_on(run: Path, vae: Vae, link: str) -> None:
+    """Cloud storage and some archives turn links into folders: every save failed on such a copy."""
+    (run / "checkpoints" / link).unlink(missing_ok=True)
+    shutil.copytree(run / "checkpoints" / "step-00000030", run / "checkpoints" / link)
+    done = vae("train", "--resume", run, "--steps", 40, "-S", "train.eval_every=10")
+    assert done.code == 0, done.err
+    assert (run / "checkpoints" / "latest").resolve().name == "step-00000040"
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("change", ["no manifest", "empty folder", "dangling latest"])
+def test_resuming_falls_back_to_what_is_whole(run: Path, vae: Vae, change: str) -> None:
+    newest = run / "checkpoints" / "step-00000030"
+    if change == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif change == "empty folder":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    else:
+        shutil.rmtree(newest)
+    if change == "no manifest":
+        assert vae("train", "--resume", newest, "--steps", 40).code == 3  # a step named by hand is that or nothing
+    assert vae("analyze", run, "-q").code == 0
+    done = vae("train", "--resume", run, "--steps", 40)
+    assert done.code == 0 and "at step 20" in done.err, done.err
+
+
+def file_of(header: dict[str, object] | bytes, data: bytes, path: Path) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "said"),
+    [
+        ({"w": ONE}, b"123", "cut off"),
+        ({"w": ONE}, b"12345", "more bytes"),
+        ({"w": ONE, "v": ONE}, b"1234", "side by side"),  # two tensors in one place
+        ({"w": ONE, "v": {**ONE, "data_offsets": [8, 12]}}, b"1234" * 3, "side by side"),  # a hole
+        ({"w": {**ONE, "data_offsets": [-4, 0]}}, b"", "side by side"),
+        ({"w": {**ONE, "dtype": "F99"}}, b"1234", "header is damaged"),
+        ({"w": {**ONE, "shape": [2]}}, b"1234", "header is damaged"),
+        (b'{"w": %b, "w": %b}' % ((json.dumps(ONE).encode(),) * 2), b"1234", "header is damaged"),
+        ({f"t{i}": {**ONE, "shape": [0], "data_offsets": [0, 0]} for i in range(20_001)}, b"", "20,001 tensors"),
+        ({"w": {**ONE, "shape": [2**40]}}, b"1234", "not usable"),
+    ],
+)
+def test_headers_that_mislead_are_refused_before_a_tensor_is_read(
+    header: dict[str, object] | bytes, data: bytes, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.read_header(file_of(header, data, tmp_path / "x.safetensors"))
+
+
+def test_info_tells_a_file_that_was_cut(run: Path, vae: Vae, tmp_path: Path) -> None:
+    whole = checkpoint.resolve(run).read_bytes()
+    for content in (whole[:-9], whole + b"xxx"):
+        (tmp_path / "x.safetensors").write_bytes(content)
+        assert vae("info", tmp_path / "x.safetensors").code == 3
+    (tmp_path / "x.safetensors").write_bytes(whole)
+    assert vae("info", tmp_path / "x.safetensors").code == 0
+
+
+def test_a_file_of_holes_is_not_read(run: Path, tmp_path: Path) -> None:
+    """A sparse file of 100 GB takes no room on the disk, and would take all memory."""
+    whole = checkpoint.resolve(run).read_bytes()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(whole)
+        file.truncate(100 << 30)
+    with pytest.raises(CheckpointError, match="more bytes"):
+        checkpoint.read_header(tmp_path / "x.safetensors")
+
+
+def test_a_name_that_is_too_long_is_told(vae: Vae) -> None:
+    done = vae("info", "a" * 5000)
+    assert done.code == 3 and len(done.err) < 400
