@@ -1,12 +1,14 @@
 """Runs and files that were copied, cut, moved or made to mislead: the newest that can be used is, the rest is named."""
 
 import json
+import random
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, Result
 
 from vaecli.training import checkpoint
@@ -113,6 +115,40 @@ def test_a_file_of_holes_is_not_read(run: Path, tmp_path: Path) -> None:
         file.truncate(100 << 30)
     with pytest.raises(CheckpointError, match="more bytes"):
         checkpoint.read_header(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.long)])
+def test_mutated_runs(run: Path, rounds: int) -> None:
+    """Any file of a step changed, cut or grown: it verifies, loads and resumes as it was, or CheckpointError says why
+    not; no other error, and nothing written beside it."""
+    step = run / "checkpoints" / "step-00000030"
+    whole = {p: p.read_bytes() for p in step.rglob("*") if p.is_file()}
+    rng = random.Random(rounds)
+    refused = 0
+    for _ in range(rounds):
+        victim = rng.choice(sorted(whole))
+        content = bytearray(whole[victim])
+        for _ in range(rng.randint(1, 3)):
+            content[rng.randrange(min(len(content), 20_000))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del content[rng.randrange(len(content)) :]
+        if rng.random() < 0.1:
+            content += rng.randbytes(rng.randrange(100))
+        victim.write_bytes(content)
+        for use in (
+            lambda: checkpoint.verify(step),
+            lambda: checkpoint.load(step, torch.device("cpu")),
+            lambda: checkpoint.load_trainer(step),
+        ):
+            try:
+                use()
+            except CheckpointError as error:
+                refused += 1
+                assert "\n" not in error.message
+        victim.write_bytes(whole[victim])
+    assert refused > rounds / 2
+    assert {p for p in step.rglob("*") if p.is_file()} == whole.keys()
+    checkpoint.verify(step)
 
 
 def test_a_name_that_is_too_long_is_told(vae: Vae) -> None:
