@@ -315,7 +315,7 @@ class Model(nn.Module):
             if isinstance(q, distributions.Point):
                 continue
             value = found.values[name]
-            p = self.p(name, found.values, len(value))
+            p = self.p(name, found.values, value.shape[0])
             if upwards:
                 rates[name] = distributions.log_prob(q, value) - distributions.log_prob(p, value)
             elif (rate := distributions.rate(q, p, value)) is not None:
