@@ -598,7 +598,7 @@ def test_traversals_are_those_of_vae_traverse(tiny_run: Path) -> None:
         at = traverse.typical(traverse._codes(made.loaded, made.dataset))  # type: ignore[arg-type]
         x_BCHW = made.dataset.images.gather(torch.tensor([at]))
         z = made.loaded.model.posterior(x_BCHW).mean_BD.repeat(11, 1)
-    own, z[:, 2] = float(z[0, 2]), torch.linspace(-3, 3, 11)
+        own, z[:, 2] = float(z[0, 2]), torch.linspace(-3, 3, 11)
     assert drawn.rows[0].mark == pytest.approx((own + 3) / 6 * 10) and "a typical one" in drawn.about
     with torch.inference_mode():
         assert np.allclose(drawn.rows[0].images_SCHW, made.loaded.model.decode(z).numpy(), atol=1e-6)
