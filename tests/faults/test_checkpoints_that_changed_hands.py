@@ -154,3 +154,37 @@ def test_mutated_runs(run: Path, rounds: int) -> None:
 def test_a_name_that_is_too_long_is_told(vae: Vae) -> None:
     done = vae("info", "a" * 5000)
     assert done.code == 3 and len(done.err) < 400
+
+
+# ------------------------------------------------------------------------------------------------------- where runs go
+
+
+def test_the_place_is_looked_at_before_the_data(vae: Vae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("the data were loaded for a place that cannot be used")
+
+    monkeypatch.setattr("vaecli.data.load", loaded)
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "runs"):
+        for more in ((), ("--seeds", "0-1")):
+            done = vae("train", *TINY, "--model", "vae", "--runs-dir", place, *more)
+            assert done.code == 5 and "cannot be made here" in done.err, done.err
+
+
+def test_a_batch_without_bound_is_refused(vae: Vae) -> None:
+    done = vae("train", *TINY, "--model", "vae", "-S", "train.batch_size=1000000000000")
+    assert done.code == 2 and "batch_size" in done.err and not Path("runs").exists()
+
+
+def test_a_step_that_cannot_be_deleted_is_told_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    class Stuck(checkpoint.Files):
+        def remove(self, path: Path) -> None:
+            raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "FILES", Stuck())
+    loaded = checkpoint.load(run, torch.device("cpu"))
+    for step in range(1, 5):
+        checkpoint.commit(tmp_path / "c", loaded.model, loaded.config, step, 1, {}, {})
+    assert capfdbinary.readouterr().err.decode().count("step-00000001: an old checkpoint could not be deleted") == 1

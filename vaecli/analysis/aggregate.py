@@ -433,7 +433,7 @@ def auc(positive_A: Tensor, negative_B: Tensor, cluster_A: Tensor | None = None)
     if cluster_A is None:
         square = float(below_A.var()) / len(below_A)
     else:
-        number_A = cluster_A.unique(return_inverse=True)[1]
+        number_A = torch.from_numpy(np.unique(cluster_A.numpy(), return_inverse=True)[1])
         clusters = int(number_A.max()) + 1
         off_C = torch.zeros(clusters, dtype=torch.float64).index_add_(0, number_A, below_A - auc)
         square = float(off_C.square().sum()) * clusters / max(clusters - 1, 1) / len(below_A) ** 2

@@ -15,7 +15,7 @@ from vaecli import paths, registry
 from vaecli.config.tree import Key, Tree
 from vaecli.errors import ConfigError
 from vaecli.settings.optim import OPTIMS, SGD, Adagrad, Adam, AdamW, OptimConfig, RMSprop
-from vaecli.settings.section import Count, PositiveInt, Precision, Section
+from vaecli.settings.section import BatchSize, Count, PositiveInt, Precision, Section
 
 if TYPE_CHECKING:
     from vaecli.data.base import DataConfig
@@ -31,7 +31,7 @@ class TrainConfig(Section):
     # As a mapping from the model's stages to numbers they are trained one after the other, else all of them at once or,
     # where they cannot be, each for so many steps.
     steps: Count | dict[str, PositiveInt] = 20_000
-    batch_size: PositiveInt = 64
+    batch_size: BatchSize = 64
     log_every: PositiveInt = 100
     eval_every: PositiveInt = 5_000
     eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training

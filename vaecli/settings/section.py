@@ -30,6 +30,8 @@ class Section(BaseModel):
 
 PositiveInt = Annotated[int, Field(gt=0, le=2**53)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+# A batch is gathered image by image: one without a bound grows until the memory is gone, and takes no signal.
+BatchSize = Annotated[int, Field(gt=0, le=1_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -93,6 +93,7 @@ class Files:
 
 
 FILES = Files()
+_undeleted: set[Path] = set()  # steps that were to go and could not
 
 # -------------------------------------------------------------------------------------------------------------- writing
 
@@ -158,7 +159,9 @@ def commit(
         try:
             FILES.remove(old)
         except OSError as error:
-            output.warning(f"{old}: an old checkpoint could not be deleted: {error.strerror}")
+            if old not in _undeleted:  # said once, and not at every save from here on
+                output.warning(f"{old}: an old checkpoint could not be deleted: {error.strerror}")
+            _undeleted.add(old)
     return final
 
 

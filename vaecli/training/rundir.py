@@ -170,6 +170,17 @@ def check_name(name: str) -> None:
         raise ConfigError(f"{name[:80]!r} is not usable as a run name", "letters, digits, '.', '_' and '-'")
 
 
+def check_place(parent: Path) -> None:
+    """MachineError where no run directory can be made in `parent`, told before data and model are loaded."""
+    place = parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise MachineError(f"{place}: a run directory cannot be made here: a file", "choose another --runs-dir")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise MachineError(f"{place}: a run directory cannot be made here: not writable", "choose another --runs-dir")
+
+
 def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> RunDir:
     """Make and lock a fresh run directory. An existing `name` is refused, or with `force` emptied first."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

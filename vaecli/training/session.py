@@ -89,6 +89,7 @@ def _given(tree: Tree, section: str) -> list[str]:
 
 def start(config: RunConfig, wanted: Wanted, judge: Judge) -> dict[str, Any]:
     """One new run, to its end; the record of its result."""
+    rundir.check_place(wanted.parent)
     dataset = placing.to_device(_in_turn(wanted.group, lambda: data.load(config.data)), wanted.where)
     stop = _stop(wanted.limit, wanted.group)
     with stop.signals():
@@ -144,6 +145,7 @@ def start_several(
 ) -> tuple[list[dict[str, Any] | None], int]:
     """One run for each seed. The records, in the order of the seeds (None for those that did not finish), and the first
     exit code that is not 0."""
+    rundir.check_place(wanted.parent)
     dataset = data.load(config.data)
     ways = [dataclasses.replace(config, seed=seed) for seed in numbers]
     if _share_the_device(config, dataset, wanted.where):
