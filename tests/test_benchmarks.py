@@ -39,6 +39,17 @@ def test_folder() -> None:
 
 
 @pytest.mark.slow
+def test_larger_than_memory(tmp_path: Path) -> None:
+    out = run(
+        "larger_than_memory.py", tmp_path, "--gb", 0.01, "--images", 600, "--steps", 10, "--rounds", 1,
+        "--set", "model.net={name: mlp, hidden: [8]}",
+    )  # fmt: skip
+    assert "813 images, 0.01 GB: first use" in out
+    assert re.search(r"^\| 0.01 GB on disk \| [\d,]+ \| [\d.]+ \(.*\) \| [\d.]+ GB \|$", out, flags=re.M)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.slow
 def test_nets(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     line = ["--nets", "burgess@64,conv@64", "--rounds", 2, "--seconds", 0.2, "--batch-size", 4, "--json", file]
