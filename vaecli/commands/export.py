@@ -199,6 +199,8 @@ def _told(what: str) -> Iterator[None]:
         if os.environ.get("VAE_DEBUG"):
             raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "Constraints violated" in reason:  # torch says no more of it
+            reason = "it would be for one number of images alone"
         raise ConfigError(f"{what}: {reason.strip()[:200]}", "--format hub keeps the model as it is") from None
 
 
