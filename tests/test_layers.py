@@ -8,7 +8,19 @@ import vaecli
 PACKAGE = Path(vaecli.__file__).parent
 # From the ground up. A file at the package's root is a room of its own.
 ROOMS = [
-    {"errors", "registry", "paths", "extras", "hub", "output", "batch", "device", "noise", "safe_files", "label_expressions"},
+    {
+        "errors",
+        "registry",
+        "paths",
+        "extras",
+        "hub",
+        "output",
+        "batch",
+        "device",
+        "noise",
+        "safe_files",
+        "label_expressions",
+    },
     {"settings"},
     {"objectives", "nets", "data"},
     {"models", "densities"},

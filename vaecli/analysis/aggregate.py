@@ -350,7 +350,8 @@ class Discrepancy:
 def mmd(z_MD: Array, prior_MD: Array, seed: int, permutations: int = 200) -> Discrepancy:
     """The unbiased squared maximum mean discrepancy with kernel exp(-|a - b|^2 / (2 h^2)) (Gretton et al. 2012, eq. 3).
 
-    h is the median distance between a point of one and a point of the other. Around 0 (also below) for equal distributions.
+    h is the median distance between a point of one and a point of the other. Around 0 (also below) for equal
+    distributions.
     """
     m = min(len(z_MD), len(prior_MD))
     pooled = torch.from_numpy(np.concatenate([z_MD[:m], prior_MD[:m]]))
