@@ -535,7 +535,7 @@ def test_a_stop_during_an_evaluation_is_saved(what: str, tmp_path: Path, monkeyp
         record = plain(*args)
         if state.step == 15:
             stop.signal = signal.SIGTERM if what == "signal" else None
-            stop._deadline = 0.0 if what == "deadline" else None
+            stop.deadline = 0.0 if what == "deadline" else None
             stop.saves += what == "save"
         return record
 
