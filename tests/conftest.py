@@ -34,7 +34,7 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: py
         raise AssertionError("a test reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR"):
+    for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR", "PYTHONSAFEPATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(output, "_quiet", False)  # what a test before this one may have asked for
     monkeypatch.setenv("VAE_DEVICE", "cpu")

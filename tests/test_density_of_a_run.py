@@ -141,7 +141,7 @@ def test_out_of_time_during_the_fit_nothing_half_fitted_is_stored(
     original = stored_density.fit
 
     def late(config: Any, model: Any, view: Any, seed: int, stop: Stop) -> Any:
-        stop._deadline = 0.0
+        stop.deadline = 0.0
         return original(config, model, view, seed, stop)
 
     line = (*RAE, "--steps", 10, "-S", "density={name: vae, width: 8, steps: 20}", "--name", "r")

@@ -197,7 +197,7 @@ def test_flags_between_launches(what: str, tmp_path: Path, monkeypatch: pytest.M
             if what == "save":
                 stop.saves += 1
             else:
-                stop._deadline = 0.0
+                stop.deadline = 0.0
         return plain(step, until)
 
     monkeypatch.setattr(steps, "launch", launch)

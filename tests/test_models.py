@@ -268,7 +268,9 @@ def test_training_reduces_the_loss_and_no_parameter_is_idle(module: ModuleType) 
 def test_an_untrained_decoder_starts_at_the_mean_image(likelihood: str, net: str) -> None:
     """With a linear path from the last bias, zeroing the last weights leaves the mean image (a conv: per channel)."""
     dataset = data.load(Squares(name="squares"))
-    config = beta_vae.Config.model_validate({"latent_dim": 3, "likelihood": likelihood, "net": net})
+    config = beta_vae.Config.model_validate(
+        {"latent_dim": 3, "likelihood": likelihood, "net": net, "output_bias": "data"}
+    )
     model = beta_vae.Model(config, dataset.info)
     model.begin(dataset.split("train"))
     last = [m for m in model.decoder.modules() if getattr(m, "bias", None) is not None][-1]

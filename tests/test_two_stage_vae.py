@@ -114,7 +114,10 @@ def test_the_second_objective_recomputed() -> None:
 
 @torch.no_grad()
 def test_until_the_second_stage_begins_it_is_a_vae_under_the_standard_prior() -> None:
-    model, plain = build(begun=False), models.build(beta_vae.Config(latent_dim=3, net=SMALL["net"], beta=1.0), INFO)
+    model, plain = (
+        build(begun=False),
+        models.build(beta_vae.Config(latent_dim=3, net=SMALL["net"], likelihood="bernoulli"), INFO),
+    )
     plain.double().load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith(("enc", "dec"))})
     x = batch().x_BCHW.repeat(200, 1, 1, 1)
     torch.manual_seed(1)
