@@ -124,6 +124,11 @@ DataAt = Annotated[
         autocompletion=_datasets,
     ),
 ]  # fmt: skip
+DataName = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets),
+]
+ModelName = Annotated[str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
@@ -167,13 +172,8 @@ def _root(
 def train(
     preset: Preset = None,
     config: ConfigFile = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)
-    ] = None,
+    data: DataName = None,
+    model: ModelName = None,
     sets: Sets = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -248,13 +248,8 @@ def suggest(
 def sweep(
     preset: Preset = None,
     config: ConfigFile = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", "-d", help="Data set: a name, folder:PATH or array:FILE.", autocompletion=_datasets),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model (`vae models`).", autocompletion=_models)
-    ] = None,
+    data: DataName = None,
+    model: ModelName = None,
     sets: Sets = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     grid: Annotated[

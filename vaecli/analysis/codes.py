@@ -27,6 +27,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from vaecli import __version__, extras, output, paths, safe_files
+from vaecli.data.array import is_number
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
 from vaecli.speed import fast
@@ -519,7 +520,7 @@ def _read_csv(data: bytes, name: str) -> Table:
             raise InputError(f"{name}: holds no codes")
         first = [cell.strip() for cell in next(csv.reader([lines[0].removeprefix("#")]))]
         # A damaged number in the first row must not make a header of it.
-        named = any(map(LATENT_NAME.fullmatch, first)) or not any(map(_is_number, first))
+        named = any(map(LATENT_NAME.fullmatch, first)) or not any(map(is_number, first))
         columns = tuple(first) if named else None
         rows = lines if columns is None else lines[1:]
         if not rows:
@@ -527,7 +528,7 @@ def _read_csv(data: bytes, name: str) -> Table:
         cells, last = csv.reader([rows[0], rows[-1]])
         if columns is None:  # the names that `to_csv` puts at the end are numbers neither in the first row nor the last
             count = len(cells)
-            while 1 < count <= len(last) and not _is_number(cells[count - 1]) and not _is_number(last[count - 1]):
+            while 1 < count <= len(last) and not is_number(cells[count - 1]) and not is_number(last[count - 1]):
                 count -= 1
             numbers = list(range(count))
         else:
@@ -543,11 +544,3 @@ def _read_csv(data: bytes, name: str) -> Table:
     if columns is not None and len(columns) != values_NC.shape[1]:
         raise InputError(f"{name}: {len(columns)} names in the header for {values_NC.shape[1]} columns")
     return Table(name, values_NC, columns, text=True)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -10,10 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vaecli.data.base import Store, mixed
+from vaecli.data.base import Derived, Store, mixed
 
 
-class Thrown:
+class Thrown(Derived):
     """The images of another store, with something thrown for each. A throw is a pure function of its number and the
     image; image i in throw t is asked for as i + N t."""
 
@@ -24,17 +24,6 @@ class Thrown:
         self.images = images
         _, h, w = images.shape
         self.shape: tuple[int, int, int] = (self.channels, h, w)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    @property
-    def nbytes(self) -> int:
-        return self.images.nbytes
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.images.to(device))

@@ -385,7 +385,7 @@ def _read_pixels(path: Path) -> _Pixels:
             first = next(lines, "")
             delimiter = _labels.delimiter(first)
             names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
-            header, columns = not all(map(_is_number, names)), len(names)
+            header, columns = not all(map(is_number, names)), len(names)
             label = next((j for j, name in enumerate(names) if header and name in LABELS), None)
             if label is None and not _squares(columns) and _squares(columns - 1):
                 label = 0
@@ -440,7 +440,8 @@ def _smallest(values_NP: Array) -> Array:
     return values_NP.astype(np.uint8 if low >= 0 and high < 256 else np.int32)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table of text is read as a number."""
     try:
         float(cell)
     except ValueError:

@@ -179,13 +179,10 @@ def content_keys(images_NCHW: np.ndarray[Any, Any]) -> Tensor:
     return torch.tensor(keys, dtype=torch.int64)
 
 
-class Pooled:
-    """The images of another store as means of `side` by `side` pixels, taken anew whenever they are read."""
+class Derived:
+    """What stores have in common whose images are made of those of another whenever they are read."""
 
-    def __init__(self, images: Store, side: int) -> None:
-        self.images, self.side = images, side
-        c, h, w = images.shape
-        self.shape: tuple[int, int, int] = (c, h // side, w // side)
+    images: "Store"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -197,6 +194,15 @@ class Pooled:
     @property
     def nbytes(self) -> int:
         return self.images.nbytes
+
+
+class Pooled(Derived):
+    """The images of another store as means of `side` by `side` pixels, taken anew whenever they are read."""
+
+    def __init__(self, images: Store, side: int) -> None:
+        self.images, self.side = images, side
+        c, h, w = images.shape
+        self.shape: tuple[int, int, int] = (c, h // side, w // side)
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(self.images.to(device), self.side)
