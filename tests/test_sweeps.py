@@ -87,8 +87,10 @@ def test_a_grid_is_run_once_grows_and_is_compared(vae: Callable[..., Result]) ->
         assert record["config"]["model"]["beta"] == float(name[5]) and record["config"]["seed"] == int(name[-1])
     started = {name: status(name)["started"] for name in names}
     # Once more with one more value: the four are left alone.
-    grown = vae(*BASE, "--steps", 20, "--grid", "model.beta=1,4,8", "--seeds", "0", "--json")
+    aloud = [word for word in BASE if word != "-q"]
+    grown = vae(*aloud, "--steps", 20, "--grid", "model.beta=1,4,8", "--seeds", "0", "--json")
     assert grown.code == 0 and len(json.loads(grown.out)["runs"]) == 5, grown.err
+    assert "3 runs, 2 of them finished before" in grown.err  # no process is started for these
     assert {name: status(name)["started"] for name in names} == started
     compared = vae("compare", SWEEP, "--json", "-q")
     groups = json.loads(compared.out)["groups"]
