@@ -59,7 +59,10 @@ def run(
     server = None if path is not None else _Server(port)
     devices.seed(seed, "explore")
     with torch.inference_mode():
-        explored = Explored(loaded)
+        dataset, missing = traverse._dataset(loaded)
+        if missing is not None:
+            streams.notice(f"without images and in index order: the data set is not available ({missing})")
+        explored = Explored(loaded, dataset)
         page = explorer.render(explored.page(net)).encode()
     if path is not None:
         path = _artifact.write(output, path, page, force)
@@ -79,19 +82,17 @@ def run(
 
 
 class Explored:
-    """A model behind sliders: what there is to move, and the image of any setting."""
+    """A model behind sliders: what there is to move, and the image of any setting. Without a data set the latents stand
+    in index order, and there are no images to start from; `stats` are taken over held-out images unless given."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, dataset: Dataset | None, stats: Statistics | None = None) -> None:
         self.loaded = loaded
         self.model: Model = loaded.model
         self.movers = traversal.movers(self.model, self.model.levels)
-        dataset, missing = traverse._dataset(loaded)
-        if missing is not None:
-            streams.notice(f"without images and in index order: the data set is not available ({missing})")
-        self.stats = self._statistics(dataset)
+        self.stats = self._statistics(dataset) if stats is None else stats
         if self.stats is not None:
             self.movers = traverse.ordered(self.movers, self.stats)
-        self.middle, _ = traverse.centre(loaded, "prior", dataset, missing, self.stats)
+        self.middle, _ = traverse.centre(loaded, "prior", dataset, None, self.stats)
         inferred = bool(self.model.inferred)
         coded = None if dataset is None or not inferred else traverse._codes(loaded, dataset)
         self.follows = {} if coded is None else traverse.followed(coded)

@@ -22,9 +22,10 @@ from vaecli.analysis import analyze as analysis
 from vaecli.analysis import codes, draws, tables, traversal
 from vaecli.analysis import metrics as metric_driver
 from vaecli.analysis.analyze import Analysis
-from vaecli.commands import _artifact, _control, sample, traverse
+from vaecli.commands import _artifact, _control, explore, sample, traverse
 from vaecli.models.base import NoPrior
-from vaecli.report import profiles
+from vaecli.report import offline, profiles
+from vaecli.report.explorer import Exploration
 from vaecli.training import checkpoint as checkpoints
 from vaecli.training.checkpoint import Loaded
 
@@ -32,6 +33,7 @@ DEFAULT_NAME = "report.html"
 RECONSTRUCTED, SAMPLED, STEPS, RANGE = 16, 32, 11, 3.0
 ENCODED = 20_000  # images behind maps and marginals where the analysis needed no codes
 PART = 2_000  # images of a split that are analyzed unless all are asked for
+CARRIED = 8 << 20  # bytes of weights that a report takes along to be explored
 SLOW = ("dci-sklearn", "edi", "infomec")  # metrics that alone take longer than the rest together
 LARGEST_LOG = 64 << 20  # bytes of a metrics.jsonl that are read
 RECORDED = {
@@ -106,6 +108,7 @@ def gather(analysed: Analysis, command: str, full: bool = False) -> html.Content
         drawn, why = _samples(loaded, analysed.seed)
         reconstructions = _reconstructions(analysed)
         traversals = _traversals(analysed, active, follows, full)
+        exploration, why_not = _exploration(analysed, full)
     source, whole = loaded.info, analysed.dataset.split(analysed.view.name)
     channels, height, width = source.shape
     known = registry.names("dataset")
@@ -131,6 +134,8 @@ def gather(analysed: Analysis, command: str, full: bool = False) -> html.Content
         samples_NCHW=drawn,
         samples_from=why,
         traversals=traversals,
+        exploration=exploration,
+        exploration_from=why_not,
         codes=codes_,
         # A checkpoint of an earlier version does not know them.
         value_names=dict(zip(source.factor_names, analysed.dataset.info.value_names, strict=False)),
@@ -196,6 +201,21 @@ def _samples(loaded: Loaded, seed: int) -> tuple[np.ndarray[Any, Any] | None, st
         return np.concatenate([x_BCHW for x_BCHW, _ in sample.draw(source, SAMPLED, 1.0)]), source.text
     except NoPrior as error:
         return None, f"No samples: {error}."
+
+
+def _exploration(analysed: Analysis, full: bool) -> tuple[Exploration | None, str | None]:
+    """The explorer with the decoder in the page, as `vae explore -o` writes it; or the reason why there is none."""
+    loaded = analysed.loaded
+    run = "vae explore RUN moves the latents in a browser"
+    if not loaded.model.levels:
+        return None, None
+    try:
+        layers = offline.layers_of(loaded.model)
+        if not full and (size := offline.size_of(loaded.model)) > CARRIED:
+            return None, f"The decoder has {size / 1e6:.0f} MB of weights, more than fits a page to be sent: {run}."
+        return explore.Explored(loaded, analysed.dataset, analysed.stats).page(layers), None
+    except offline.Unwritable as error:
+        return None, f"Not in this page: {error.message}; {run}."
 
 
 def _traversals(

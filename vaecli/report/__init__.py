@@ -7,7 +7,7 @@ from typing import Any
 
 from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import Result
-from vaecli.report import charts, factors, figures, profiles, sections, tables
+from vaecli.report import charts, explorer, factors, figures, profiles, sections, tables
 from vaecli.report.control import Controlled, control
 from vaecli.report.markup import Html, document, join, tag
 from vaecli.report.section import Section
@@ -42,6 +42,8 @@ class Content:
     samples_NCHW: figures.Images | None = None
     samples_from: str | None = None  # what was drawn from or, without samples, why there are none
     traversals: Traversals | None = None
+    exploration: explorer.Exploration | None = None
+    exploration_from: str | None = None  # without an exploration: why
     codes: Codes | None = None
     value_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     units: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)  # of a factor: first, last value, unit
@@ -76,6 +78,7 @@ def render(content: Content) -> str:
         sections.traversals(content.traversals),
         sections.reconstructions(content.reconstructions),
         sections.samples(content.samples_NCHW, content.samples_from),
+        explorer.part(content.exploration, content.exploration_from),
         tables.latent_table(content.latents, content.standard_prior, content.levels),
         tables.matrices(
             content.results,
@@ -106,4 +109,7 @@ def render(content: Content) -> str:
     body = join([header, tag("main", *_placed(shown)), tag("footer", "Made by vae report.")])
     resources = files("vaecli.report")
     style = (resources / "page.css").read_text(encoding="utf-8") + charts.cell_style()
-    return document(content.title, body, style, (resources / "page.js").read_text(encoding="utf-8"))
+    script = (resources / "page.js").read_text(encoding="utf-8")
+    if content.exploration is not None:
+        style, script = style + explorer.style(), script + explorer.script()
+    return document(content.title, body, style, script)

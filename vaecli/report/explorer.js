@@ -133,11 +133,17 @@ function explorer(root, data) {
       make("div", { class: "picture" }, canvas, status, make("p", {}, reset, " ", middle, " ", copy), line),
       make("div", { class: "sliders" }, ...boxes, ...shown.map((pair) => control(...pair)),
         ...(dead.length ? [make("details", {}, make("summary", { text: `${dead.length} inactive latents` }), ...dead.map((pair) => control(...pair)))] : []))),
-    ...(images.length ? [make("h2", { text: "Images" }), make("p", {}, ...kinds, " ", way, " ", goal), make("div", { class: "thumbs" }, ...images)] : []),
+    ...(images.length ? [make("h3", { text: "Images" }), make("p", {}, ...kinds, " ", way, " ", goal), make("div", { class: "thumbs" }, ...images)] : []),
   );
   root.values = values;
   root.pixels = () => Array.from(last);
   root.set = set;
   show();
 }
-explorer(document.getElementById("explorer"), JSON.parse(document.getElementById("data").textContent));
+function explore() {
+  const root = document.getElementById("explorer");
+  root.replaceChildren();
+  explorer(root, JSON.parse(document.getElementById("data").textContent));
+}
+const opener = document.getElementById("open");  // in a report: weights are unpacked when somebody asks
+if (opener) opener.addEventListener("click", explore); else explore();

@@ -1,4 +1,5 @@
-"""The explorer: a page with a slider a latent, whose picture a server or the page itself decodes."""
+"""The explorer: a slider a latent, whose picture a server or the page itself decodes; a page of its own, or a part of the
+report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from vaecli.report import charts
 from vaecli.report.markup import Html, data_uri, document, join, tag
+from vaecli.report.section import Section, note, section
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Exploration:
     columns: Sequence[tuple[str, int, int | None]] = ()  # of the code: name, slider and, of labels, which option
 
 
-def render(shown: Exploration) -> str:
-    """The page as text; without `net` it asks `decode` beside it, and nothing else."""
+def data(shown: Exploration) -> Html:
+    """What the script reads, as an element of the page."""
     columns = shown.columns or [(slider.name, i, None) for i, slider in enumerate(shown.sliders)]
-    data = {
+    told = {
         "shape": list(shown.shape),
         "movers": [
             {
@@ -65,13 +67,33 @@ def render(shown: Exploration) -> str:
         "net": shown.net,
     }  # fmt: skip
     # A text between these tags ends at the first `</`, and nowhere else: names come from files of strangers.
-    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(told, allow_nan=False).replace("<", "\\u003c")
+    return tag("script", Html(text), type="application/json", id="data")
+
+
+def style() -> str:
+    return (files("vaecli.report") / "explorer.css").read_text(encoding="utf-8")
+
+
+def script() -> str:
+    parts = files("vaecli.report")
+    return "".join((parts / name).read_text(encoding="utf-8") for name in ("nets.js", "explorer.js"))
+
+
+def render(shown: Exploration) -> str:
+    """The page as text; without `net` it asks `decode` beside it, and nothing else."""
     body = join([
         tag("header", tag("h1", shown.title), tag("p", shown.subtitle, class_="sub")),
         tag("main", tag("div", id="explorer")),
-        tag("script", Html(text), type="application/json", id="data"),
+        data(shown),
     ])  # fmt: skip
-    parts = files("vaecli.report")
-    style = "".join((parts / name).read_text(encoding="utf-8") for name in ("page.css", "explorer.css"))
-    script = "".join((parts / name).read_text(encoding="utf-8") for name in ("nets.js", "explorer.js"))
-    return document(shown.title, body, style + charts.cell_style(), script, asks=shown.net is None)
+    page = (files("vaecli.report") / "page.css").read_text(encoding="utf-8") + style() + charts.cell_style()
+    return document(shown.title, body, page, script(), asks=shown.net is None)
+
+
+def part(shown: Exploration | None, why: str | None) -> Section | None:
+    """The explorer within a report, behind a button; or `why` there is none."""
+    if shown is None:
+        return section("explore", "Explore", None if why is None else note(why))
+    button = tag("button", "move the latents", type="button", id="open")
+    return section("explore", "Explore", tag("div", button, id="explorer"), data(shown))

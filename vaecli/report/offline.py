@@ -44,7 +44,7 @@ def layers_of(model: Model) -> list[dict[str, Any]]:
     decoder = getattr(model, "decoder", None)
     if not isinstance(decoder, nn.Sequential):
         raise Unwritable(f"{name} has no decoder made of layers one after the other", _SERVED)
-    size = sum(p.numel() * 4 for p in decoder.parameters())
+    size = size_of(model)
     if size > LARGEST:
         raise Unwritable(f"the decoder has {size / 1e6:.0f} MB of weights; a page holds {LARGEST / 1e6:.0f}", _SERVED)
     layers = [_layer(module) for module in decoder]
@@ -57,6 +57,11 @@ def layers_of(model: Model) -> list[dict[str, Any]]:
         if raw.shape == wanted.shape and float((function(raw) - wanted).abs().max()) < TOLERANCE:
             return [*layers, {"kind": last}] if last else layers
     raise Unwritable(f"{name} makes more of its decoder's output than a page can", _SERVED)
+
+
+def size_of(model: Model) -> int:
+    """Bytes of the decoder's weights."""
+    return sum(p.numel() * 4 for p in getattr(model, "decoder", nn.Identity()).parameters())
 
 
 _SERVED = "without -o a server on this machine decodes"
