@@ -16,15 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_report_browser import CHROMIUM, Browser
+from test_report_browser import CHROMIUM, Browser, complaints
 from torch import nn
 
+from vaecli import data
+from vaecli.analysis import analyze
 from vaecli.batch import DataInfo
+from vaecli.commands import report
 from vaecli.data import squares
 from vaecli.models import build
 from vaecli.nets import coders
 from vaecli.registry import load
 from vaecli.report import explorer, offline
+from vaecli.training import checkpoint
 
 CONNECT = socket.socket.connect  # which tests are kept from
 NODE = shutil.which("node")
@@ -180,6 +184,26 @@ def test_the_page_alone_shows_what_decode_gives(run: Path, browser: Browser) -> 
     for width in (360, 600, 800, 1200, 1600):
         browser.resize(width)
         assert browser.js("document.documentElement.scrollWidth") <= width
+
+
+def test_in_a_report_behind_a_button(run: Path, browser: Browser, tmp_path: Path) -> None:
+    done = vae("report", run, "-o", tmp_path / "report.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    browser.open(tmp_path / "report.html")
+    assert browser.js("document.querySelectorAll('#explorer canvas').length") == 0
+    browser.js("document.getElementById('open').click()")
+    moves(browser, run)
+    assert complaints(browser) == []
+
+
+def test_a_report_says_why_it_has_no_explorer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = checkpoint.load(run, torch.device("cpu"))
+    made = analyze.analyze(loaded, data.load(loaded.config.data, loaded.info), None, 50)
+    monkeypatch.setattr(report, "CARRIED", 10)
+    with torch.inference_mode():
+        shown, why = report._exploration(made, full=False)
+        assert shown is None and why is not None and "vae explore" in why
+        assert report._exploration(made, full=True)[0] is not None
 
 
 class Served:

@@ -551,7 +551,7 @@ def headings(page: str) -> list[str]:
 
 
 EVERYTHING = [
-    "Traversals", "Reconstructions", "Samples", "Latents", "Latents against factors", "What each latent follows",
+    "Traversals", "Reconstructions", "Samples", "Explore", "Latents", "Latents against factors", "What each latent follows",
     "Marginals of q(z)", "Training", "Configuration and provenance",
 ]  # fmt: skip
 

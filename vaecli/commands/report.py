@@ -207,7 +207,7 @@ def _exploration(analysed: Analysis, full: bool) -> tuple[Exploration | None, st
     """The explorer with the decoder in the page, as `vae explore -o` writes it; or the reason why there is none."""
     loaded = analysed.loaded
     run = "vae explore RUN moves the latents in a browser"
-    if not loaded.model.levels:
+    if not loaded.model.levels or analysed.verdict.name == "not finite":
         return None, None
     try:
         layers = offline.layers_of(loaded.model)

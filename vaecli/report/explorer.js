@@ -110,7 +110,7 @@ function explorer(root, data) {
     if (option !== null) return Number(values[slider] === option);
     return data.movers[slider].whole ? values[slider] : values[slider].toPrecision(7);
   }).join(",");
-  const line = make("textarea", { readonly: true, rows: 3, "aria-label": "the code" });
+  const line = make("textarea", { id: "code", readonly: true, rows: 3, "aria-label": "the code" });
   rows.push(() => { line.value = `${data.columns.map(([name]) => name).join(",")}\n${code()}`; });
   const copy = make("button", { type: "button", text: "copy the code", onclick: async () => {
     line.select();
