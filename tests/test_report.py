@@ -551,8 +551,8 @@ def headings(page: str) -> list[str]:
 
 
 EVERYTHING = [
-    "Traversals", "Reconstructions", "Samples", "Explore", "Latents", "Latents against factors", "What each latent follows",
-    "Marginals of q(z)", "Training", "Configuration and provenance",
+    "Traversals", "Reconstructions", "Samples", "Explore", "Latents", "Latents against factors",
+    "What each latent follows", "Marginals of q(z)", "Training", "Configuration and provenance",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -343,3 +344,17 @@ def test_it_can_be_walked_by_headings_and_tables(page: Browser) -> None:
     ids = page.js("Array.from(document.querySelectorAll('[id]'), (e) => e.id)")
     links = page.js("Array.from(document.querySelectorAll('nav a'), (a) => a.getAttribute('href'))")
     assert len(set(ids)) == len(ids) and links == [f"#{name}" for name in ids]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("VAE_DATA_DIR"), reason="needs MNIST: set VAE_DATA_DIR")
+def test_mnists_report_fits_five_screens(page: Browser, tmp_path: Path) -> None:
+    """Of 1200 by 900 pixels, with all it shows of twenty active latents."""
+    vae = [sys.executable, "-m", "vaecli"]
+    train = [*vae, "train", "-q", "-p", "vae-mnist", "--steps", "300", "--runs-dir", tmp_path, "--name", "r"]
+    subprocess.run(train, check=True, capture_output=True)
+    page_at = tmp_path / "report.html"
+    subprocess.run([*vae, "report", tmp_path / "r", "-o", page_at], check=True, capture_output=True)
+    page.resize(1200)
+    page.open(page_at)
+    assert 3_000 < page.js("document.documentElement.scrollHeight") <= 5 * 900

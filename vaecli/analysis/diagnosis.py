@@ -29,7 +29,7 @@ LAW_TOLERANCE = 0.1
 FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 STEPS_SHARE = 20  # of all steps a twentieth must be over before a run in training is called collapsed
 FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
-SEPARABLE = 0.97  # AUC of a classifier between q(z) and p(z); the presets come to 0.6 to 0.95
+SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
 VERDICTS = (
@@ -72,7 +72,7 @@ def verdict(
     KL that weighs more than 1, or a capacity that is used up. (A rate as low at weight 1 is what the data are worth.)
     Under-regularised: the rate is more than log N, q(z) is far from the prior, and the KL weighs less than a half or
     the latents have lost the prior's scale. A rate above log N alone is no fault: a sound VAE on MNIST has twice that.
-    Prior mismatch: q(z) is far from the prior, by a classifier's AUC of 0.97 or by its moments: samples decode from
+    Prior mismatch: q(z) is far from the prior, by a classifier's AUC of 0.95 or by its moments: samples decode from
     where no image was encoded.
     Not judged: the model is none of which this is defined, being without likelihood or of several levels, or its
     latents being codes or labels; then the sentences say why, and what can be seen.

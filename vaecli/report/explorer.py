@@ -1,5 +1,4 @@
-"""The explorer: a slider a latent, whose picture a server or the page itself decodes; a page of its own, or a part of the
-report."""
+"""The explorer: sliders over the latents, whose picture a server or the page itself decodes; alone or in a report."""
 
 import json
 from collections.abc import Mapping, Sequence

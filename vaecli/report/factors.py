@@ -11,7 +11,7 @@ import numpy as np
 from vaecli.analysis.codes import Array, Codes
 from vaecli.report import charts, profiles
 from vaecli.report.charts import Line
-from vaecli.report.markup import MISSING, Html, figure, image, number, tag
+from vaecli.report.markup import MISSING, Html, figure, image, join, number, tag
 from vaecli.report.section import Section, note, section
 
 MOST_PANELS = 12  # latents drawn in maps, curves and marginals; with more the page says so
@@ -84,7 +84,7 @@ def profiles_of(
             unit = (units or {}).get(name)
             panels.append(_factor_curve(mean[..., d], codes.latent_names[d], name, lines, x_texts, span, nominal, unit))
         if map_XYD is None and len(curves) == 1:
-            alone += [tag("div", tag("h3", codes.latent_names[d]), *panels)]
+            alone += panels
             continue
         scale = tag("span", f" in this row from {number(-span, 2)} to {number(span, 2)}", class_="note")
         rows += [tag("h3", codes.latent_names[d], scale), tag("div", *panels, class_="small maps")]
@@ -149,12 +149,12 @@ def _factor_curve(
         f"Mean of {latent}",
         x_name=factor,
         y_range=(-1.05 * span, 1.05 * span),
-        size=(200, 190),
+        size=(200, 165),
         x_texts=x_texts,
         whole=unit is None,
     )
     shown = f"{factor} ({unit[2]})" if unit is not None and unit[2] else factor
-    return figure(drawn or tag("p", MISSING), shown)
+    return figure(drawn or tag("p", MISSING), join([latent, tag("span", " ", shown)]))
 
 
 def marginals(codes: Codes | None, latents: Sequence[int], standard_prior: bool) -> Section | None:
@@ -178,7 +178,7 @@ def marginals(codes: Codes | None, latents: Sequence[int], standard_prior: bool)
         peak = number(float(z_G[int(density_G.argmax())]), 2)
         drawn = charts.line_chart(
             lines, f"Density of {name}, highest at {peak} with {number(float(density_G.max()), 3)},", x_name="z",
-            y_range=(0.0, 1.05 * top), size=(200, 150), fill=True,
+            y_range=(0.0, 1.05 * top), size=(200, 135), fill=True,
         )  # fmt: skip
         panels.append(figure(drawn or tag("p", MISSING), name))
     prior = (

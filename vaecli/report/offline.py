@@ -47,7 +47,7 @@ def layers_of(model: Model) -> list[dict[str, Any]]:
     size = size_of(model)
     if size > LARGEST:
         raise Unwritable(f"the decoder has {size / 1e6:.0f} MB of weights; a page holds {LARGEST / 1e6:.0f}", _SERVED)
-    layers = [_layer(module) for module in decoder]
+    layers = [layer for module in decoder for layer in _layers(module)]
     generator = torch.Generator().manual_seed(0)
     z_BD = torch.randn(4, model.levels[0].size, generator=generator).to(model.device)
     with torch.inference_mode():
@@ -65,6 +65,14 @@ def size_of(model: Model) -> int:
 
 
 _SERVED = "without -o a server on this machine decodes"
+
+
+def _layers(module: nn.Module) -> list[dict[str, Any]]:
+    """A module's layers; the fast path has taken the activation after a layer into it (`speed.fast.accelerate`)."""
+    if isinstance(module, nn.Identity):
+        return []
+    after = getattr(module, "after", None)
+    return [_layer(module), *([{"kind": after}] if after else [])]
 
 
 def _layer(module: nn.Module) -> dict[str, Any]:

@@ -186,8 +186,7 @@ def samples(images_NCHW: figures.Images | None, why: str | None = None) -> Secti
     """Images drawn from what `why` names, or why there are none."""
     if images_NCHW is None or not len(images_NCHW):
         return section("samples", "Samples", note(why)) if why else None
-    width = images_NCHW.shape[3]
-    columns = min(len(images_NCHW), 8 if width > 44 else 16)
+    columns = min(len(images_NCHW), 8)
     spread = float(np.asarray(images_NCHW, dtype=np.float64).std(axis=0).mean())
     alt = (
         f"{len(images_NCHW)} images decoded from draws of {why or 'the prior'}; mean pixel value "

@@ -257,16 +257,16 @@ def metrics(results: Sequence[Result]) -> Section | None:
     )
     # Of one factor most metrics ask what is between factors.
     few = rows and all(str((r.score.settings if r.score else {}).get("factors", 1)) == "1" for r in results)
-    drawn = details(f"{len(rows)} values, of data with one factor", whole) if few else whole
-    return section(
-        "metrics",
-        "Metrics",
-        drawn if rows else None,
+    drawn = [
+        whole if rows else None,
         tag("ul", *notes, class_="note") if notes else None,
         note("Not computed:") if problems else None,
         tag("ul", *left_out, class_="note") if problems else None,
         details("Settings of the estimators", tag("ul", *settings, class_="note")) if settings else None,
-    )
+    ]
+    if few:
+        drawn = [details(f"{len(rows)} values, of data with one factor", *drawn)]
+    return section("metrics", "Metrics", *drawn)
 
 
 def diagnosis(numbers: Mapping[str, str]) -> Section | None:
