@@ -41,9 +41,9 @@ def test_the_range_of_the_images_values(vae: Callable[..., Result]) -> None:
     np.save("images.npy", images)
     net = ("-S", "model.net={name: mlp, hidden: [8]}", "--steps", 2, "--runs-dir", "runs")
     done = vae("train", "--model", "vae", "--data", "array:images.npy", *net)
-    assert done.code == 0 and "; black and white: uint16 0 and 4095\n" in done.err, done.err
+    assert done.code == 0 and "; uint16 0 is black, 4095 white\n" in done.err, done.err
     done = vae("train", "--model", "vae", "--data", "array:images.npy", *net, "-S", "data.range=[0, 8000]")
-    assert done.code == 0 and "; black and white: uint16 0 and 8000\n" in done.err, done.err
+    assert done.code == 0 and "; uint16 0 is black, 8000 white\n" in done.err, done.err
     assert "black and white" not in vae("train", "--model", "vae", *TINY, "--steps", 2, "--runs-dir", "runs").err
 
 

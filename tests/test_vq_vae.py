@@ -233,12 +233,13 @@ def test_draws_are_uniform() -> None:
     assert distributions.rate(distributions.Indices(drawn, 6), build().p("z", {}, 5000), drawn).shape == drawn.shape
 
 
-@pytest.mark.parametrize("net", ["resnet", {"name": "mlp", "hidden": [8]}])
+@pytest.mark.parametrize("net", ["resnet", "conv", {"name": "mlp", "hidden": [8]}])
 def test_flat_codes(net: Any) -> None:
-    model = build(net=net, positions=5).eval()
+    info = DataInfo("toy", (1, 16, 20), 8)
+    model = build(info, net=net, positions=5).eval()
     assert model.levels[0].shape == (5,)
-    x = toy().x_BCHW
-    assert model.posterior(x).mean_BD.shape == (16, 5) and model.decode(torch.zeros(2, 5)).shape == (2, *INFO.shape)
+    x = toy(16, info).x_BCHW
+    assert model.posterior(x).mean_BD.shape == (16, 5) and model.decode(torch.zeros(2, 5)).shape == (2, *info.shape)
     assert model.rates(model.infer(x))["z"].sum(dim=1).tolist() == pytest.approx([5 * math.log(6)] * 16)
 
 

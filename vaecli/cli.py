@@ -603,7 +603,7 @@ def compare(
 def density(
     checkpoint: Checkpoint,
     fit: Annotated[
-        str | None, typer.Option(metavar="NAME", help="normal, mixture or vae; default: tell which.")
+        str | None, typer.Option(metavar="NAME", help="normal, mixture, vae or class-normal; default: tell which.")
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Of a mixture; default: 10.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE")] = None,

@@ -18,7 +18,7 @@ from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import generator
 from vaecli.models.base import Hyper, Level, ModelConfig, Term, Values
 from vaecli.models.base import Model as Base
-from vaecli.nets import coders
+from vaecli.nets import coders, conv
 from vaecli.nets.codebook import Codebook, perplexity, straight_through
 from vaecli.objectives import distributions, likelihoods
 from vaecli.settings.schedules import Weight
@@ -63,7 +63,10 @@ class Config(ModelConfig):
         | coders.HigginsFcConfig
         | coders.BurgessConfig
         | coders.LocatelloConfig
+        | coders.KerasConfig
         | coders.MlpConfig
+        | conv.ConvConfig
+        | coders.PoolingConfig
         | coders.ResnetConfig,
         Field(discriminator="name"),
         BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),

@@ -163,11 +163,11 @@ def _optim_text(player: Player) -> str:
 
 
 def _range_text(source: Mapping[str, Any]) -> str:
-    """`; black and white: uint8 0 and 255`, of images whose range of values was looked for."""
+    """`; uint8 0 is black, 255 white`, of images whose range of values was looked for."""
     ranges = source.get("range")
     if not isinstance(ranges, dict) or not ranges:
         return ""
-    return "; black and white: " + ", ".join(f"{kind} {low:g} and {high:g}" for kind, (low, high) in ranges.items())
+    return "; " + ", ".join(f"{kind} {low:g} is black, {high:g} white" for kind, (low, high) in ranges.items())
 
 
 def _fit_text(info: DataInfo) -> str:
