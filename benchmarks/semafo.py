@@ -1,5 +1,5 @@
-"""SemafoVAE on MNIST with 220 labels beside M2, CCVAE and a beta-VAE to whose codes a Gaussian of each digit was fitted,
-with the same nets, labels and steps, as a table: what docs/semafo.md shows.
+"""SemafoVAE on MNIST with 220 labels beside M2, CCVAE and a beta-VAE to whose codes a Gaussian of each digit was
+fitted, with the same nets, labels and steps, as a table: what docs/semafo.md shows.
 
     python benchmarks/semafo.py DIR [--seeds 0-2] [--suffix -small]     runs are found again and gone on with
 """
