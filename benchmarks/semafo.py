@@ -48,7 +48,7 @@ def measure(folder: Path, seed: int, suffix: str) -> dict[str, dict[str, float |
             continue
         found["beta-vae, N(0, I)"] = numbers_of(analysed(run, ""))
         if not (run.parent / f"{run.name}-class.json").exists():
-            vae("density", run, "--fit", "class-normal", "-S", f"density.labelled={LABELS}", "--seed", seed, "--force")
+            vae("density", run, "--fit", "class-normal", "-S", f"labelled={LABELS}", "--seed", seed, "--force")
         found["beta-vae, a Gaussian a digit"] = numbers_of(analysed(run, "-class", "--control"))
     return found
 

@@ -77,6 +77,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a crash of the machine could leave an empty file by this name
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

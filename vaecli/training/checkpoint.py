@@ -172,7 +172,7 @@ def _require_own(folder: Path) -> None:
 
 
 def _write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # not what is around it: a run that is gone must not come back in part
     folder.mkdir()
     (folder / "trainer").mkdir()
     for name, content in contents.items():

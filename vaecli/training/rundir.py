@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vaecli import __version__, safe_files
+from vaecli import __version__, output, safe_files
 from vaecli.errors import ConfigError, MachineError
 
 LARGEST_RECORD = 1 << 24  # bytes of a run.json that are read
@@ -44,7 +44,8 @@ class RunDir:
         """Lock an existing directory. MachineError if another process holds it or it cannot be written, also where a
         link, a pipe or a device stands in the place of one of its files: the directory may be a stranger's.
         """
-        self.path = path
+        self._path = path
+        self._folder: int | None = None  # open, to find it again
         if self.checkpoints.is_symlink():  # what is in it is deleted in time
             raise MachineError(
                 f"{self.checkpoints}: is a link, which is not followed here", "move the steps into the run"
@@ -73,9 +74,27 @@ class RunDir:
             self._lock.close()
             raise MachineError(f"{error.filename}: {error.strerror}") from None
         self.log: Callable[[str, int, dict[str, Any]], None] = lambda kind, step, values: None  # told every record
+        self._folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger("vaecli").addHandler(self._handler)
+
+    @property
+    def path(self) -> Path:
+        """Where the directory is. It may be moved while the run is at work: what is open moves along, and so must what
+        is written later, or the run would be split in two. MachineError once it is gone.
+        """
+        if self._folder is None or _is_at(self._path, self._folder):
+            return self._path
+        moved = _place_of(self._folder)
+        if moved is None:
+            raise MachineError(
+                f"{self._path}: the run directory is gone: deleted, or moved to another disk",
+                "what was saved before may be resumed where it is now: vae train --resume",
+            )
+        old, self._path = self._path, moved
+        output.notice(f"{old} was moved: the run goes on in {moved}")
+        return moved
 
     @property
     def checkpoints(self) -> Path:
@@ -96,6 +115,7 @@ class RunDir:
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        _ = self.path  # where it is gone, that is told before more steps are made for nothing
         self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._metrics.flush()
         self.log(kind, step, values)
@@ -123,6 +143,9 @@ class RunDir:
             self._log.close()
         self._lock.truncate(0)
         self._lock.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
 
 class Elsewhere(RunDir):
@@ -131,7 +154,7 @@ class Elsewhere(RunDir):
     writes = False
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path, self._folder = path, None
         self.log = lambda kind, step, values: None
 
     def write(self, name: str, text: str) -> None:
@@ -148,6 +171,26 @@ class Elsewhere(RunDir):
 
     def close(self) -> None:
         pass
+
+
+def _is_at(path: Path, folder: int) -> bool:
+    """Whether the open directory is the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(folder))
+    except OSError:
+        return False
+
+
+def _place_of(folder: int) -> Path | None:
+    """Where the open directory is by now; None where it is nowhere, or the system does not tell."""
+    try:
+        if sys.platform == "darwin":
+            found = Path(os.fsdecode(fcntl.fcntl(folder, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        else:
+            found = Path(os.readlink(f"/proc/self/fd/{folder}"))
+    except OSError:
+        return None
+    return found if _is_at(found, folder) else None
 
 
 def is_run(path: Path) -> bool:

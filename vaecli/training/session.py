@@ -18,7 +18,7 @@ from vaecli.config import RunConfig
 from vaecli.config.tree import Tree
 from vaecli.data.base import Dataset, SplitView
 from vaecli.densities.base import Density
-from vaecli.errors import ConfigError, InputError, Interrupted, VaeError
+from vaecli.errors import ConfigError, InputError, Interrupted, MachineError, VaeError
 from vaecli.models.base import Model
 from vaecli.speed import graph
 from vaecli.training import banner, checkpoint, placing, rundir, seeds, stored_density, trackers, trainer
@@ -323,7 +323,7 @@ def _train(
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
         raise
     finally:
-        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+        with contextlib.suppress(OSError, MachineError):  # a full disk must not hide why the run ended
             run_dir.status(status=status, exit_code=code, step=state.step, seconds=round(state.seconds, 1))
         told.close(failed=code not in (0, 130, 143))
         run_dir.close()

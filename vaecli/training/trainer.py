@@ -18,7 +18,7 @@ import torch
 from vaecli import device, output
 from vaecli.batch import Batch, Split
 from vaecli.config import RunConfig
-from vaecli.errors import Diverged, Interrupted
+from vaecli.errors import Diverged, Interrupted, MachineError
 from vaecli.models.base import Model
 from vaecli.settings import schedules
 from vaecli.speed import graph
@@ -102,10 +102,14 @@ def fit(
             state.best = (loss, state.step) if state.best is None or loss <= state.best[0] else state.best
         best = None if state.best is None else state.best[1]
         if run.writes:
-            checkpoint.commit(
-                run.checkpoints, model, config, state.step, config.train.keep, state.tensors(), state.values(),
-                best=best, spared=(state.sound_step,),
-            )  # fmt: skip
+            facts = (model, config, state.step, config.train.keep, state.tensors(), state.values())
+            folder = run.checkpoints
+            try:
+                checkpoint.commit(folder, *facts, best=best, spared=(state.sound_step,))
+            except MachineError:
+                if run.checkpoints == folder:
+                    raise
+                checkpoint.commit(run.checkpoints, *facts, best=best, spared=(state.sound_step,))  # moved on the way
         saved = state.step
         if not state.sound and alarmed != state.sound_step:
             alarmed = state.sound_step
