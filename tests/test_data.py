@@ -485,14 +485,16 @@ def test_folder_images_need_no_shared_memory(tmp_path, monkeypatch):
 
 
 def test_folder_leaves_no_process_behind(tmp_path):
-    """Those who read wait with images that nobody fetches when the command is killed."""
+    """Those who read may be waiting for a disk that does not answer when the command is killed."""
     script = """if True:
         import multiprocessing, time, numpy as np, torch
         from vaecli.data import folder
         torch.set_num_threads(2)
         config = folder.Config(name="folder", path="any")
         image = np.ones((3, 64, 64), np.uint8)
-        found = folder._read(config, "reading", ["some"] * 4096, lambda _: image, image.size, enough=1)
+        paths = ["some"] * 64 + ["one that never comes"] * 4096
+        read = lambda path: image if path == "some" else time.sleep(100)
+        found = folder._read(config, "reading", paths, read, image.size, enough=1)
         next(found)
         time.sleep(1)
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)

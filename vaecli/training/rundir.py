@@ -114,10 +114,15 @@ class RunDir:
         self.write("run.json", json.dumps({**known, **facts}, indent=1, sort_keys=True))
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        _ = self.path  # where it is gone, that is told before more steps are made for nothing
-        self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._metrics.flush()
+        """Append one line to metrics.jsonl; MachineError where that cannot be."""
+        path = self.path / "metrics.jsonl"  # where that is gone, it is told before more steps are made for nothing
+        try:
+            self._metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise MachineError(
+                f"{path}: {error.strerror}", f"free some space, then vae train --resume {path.parent}"
+            ) from None
         self.log(kind, step, values)
 
     def truncate_metrics(self, step: int) -> None:
