@@ -35,7 +35,7 @@ def cases(folder: Path) -> None:
     beta = ("--model", "beta-vae")
     case("healthy", ("healthy",), *beta, "--beta", "1", "--latent-dim", "4", "--steps", "4000", seeds=3)
     case("collapsed", ("collapsed",), *beta, "--beta", "1000", "--latent-dim", "8", "--steps", "3000", seeds=3)
-    case("partly", ("partly collapsed",), *beta, "--beta", "12", "--latent-dim", "12", "--steps", "4000", seeds=3)
+    case("partly", ("partly collapsed",), *beta, "--beta", "4", "--latent-dim", "12", "--steps", "4000", seeds=3)
     over = ("over-regularised", "partly collapsed")
     case("over", over, *beta, "--beta", "8", "--latent-dim", "4", "--steps", "4000", seeds=3)
     case("under", ("under-regularised",), *beta, "--beta", "0.0001", "--latent-dim", "16", "--steps", "3000", seeds=3)

@@ -330,6 +330,8 @@ def test_worse_than_one_constant_image_is_undertrained() -> None:
     assert "smaller --set optim.lr" in sentences[2]
     assert "train longer than 50 steps" in verdict(worse, NAMES, step=50)[1][-1]
     # Reconstructed well, at a price that is not worth it: 20 nats for a gain of 5.
+    heavy = replace(worse, recon_error=0.9 * ALL.recon)  # a few images blew up: the error is as large as what it is of
+    assert verdict(heavy, NAMES).name == "undertrained"
     dear = replace(ALL, blank=ALL.recon + 5.0, blank_error=0.1)
     name, sentences = verdict(dear, NAMES, {"beta": 1.0}, step=50_000)
     assert name == "undertrained" and "The KL of 20 nats costs more" in sentences[1] and "= 5 nats" in sentences[1]
