@@ -162,9 +162,9 @@ def _worse_than_blank(stats: Statistics, known: Levers, step: int | None) -> Ver
     """A verdict on a model to which one constant image would be preferred, if so: sound ones are better by far."""
     if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < 2:
         return None
-    error = math.hypot(stats.blank_error or 0.0, stats.recon_error or 0.0)
     # What blew up on a few images has an error as large as itself: three of it would excuse anything.
-    margin = min(3 * error, abs(stats.blank) / 4) + 0.02 * abs(stats.blank)
+    error = math.hypot(stats.blank_error or 0.0, min(stats.recon_error or 0.0, abs(stats.recon) / 12))
+    margin = 3 * error + 0.02 * abs(stats.blank)
     if stats.recon > stats.blank + margin:
         finding = (
             f"One constant image, the mean, would do better than these reconstructions: {stats.blank:.4g} nats in "
