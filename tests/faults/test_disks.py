@@ -228,3 +228,11 @@ def test_a_run_whose_directory_is_gone_stops(in_the_middle: bool, vae: Vae, monk
     assert done.code == 5 and done.out == "" and "runs/x: the run directory is gone" in done.err, done.err
     assert len(done.err.splitlines()) == 2 and not Path("runs/x").exists()
     assert vae("train", "--resume", "copy", "-q").code == 0
+
+
+def test_a_commit_brings_no_run_back(tiny_run: Path) -> None:
+    """Gone after the run last looked: what is saved needs the run around it."""
+    loaded = checkpoint.load(tiny_run, CPU)
+    with pytest.raises(MachineError, match="No such file"):
+        checkpoint.commit(Path("gone/checkpoints"), loaded.model, loaded.config, 1, 1, {}, {})
+    assert not Path("gone").exists()
