@@ -1,5 +1,5 @@
-"""How much labels give: SemafoVAE on small sprites (benchmarks/sprites.py) at several shares of labels, beside a beta-VAE
-of the same net without any. Prints a table; writes a figure.
+"""How much labels give: SemafoVAE on small sprites (benchmarks/sprites.py) at several shares of labels, beside a
+beta-VAE of the same net without any. Prints a table; writes a figure.
 
     python benchmarks/label_rates.py sprites.npz DIR [--rates 0.002,0.01,0.1,0.5] [--seeds 0-1] [--figure rates.svg]
 
