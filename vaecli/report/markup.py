@@ -15,6 +15,7 @@ from vaecli import output
 
 VOID = ("img", "meta", "link", "br", "input")
 MISSING = "n/a"
+TALL = 30  # rows of a table that is shown whole
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -170,15 +171,19 @@ def table(
         tag("tbody", *body),
         class_=" ".join(filter(None, ("sortable" if sortable else "", class_))) or None,
     )
+    tall = len(rows) > TALL
     if not any(more):
-        return scroll(whole, "table")
+        return scroll(whole, "table", tall)
     box = tag("label", tag("input", type="checkbox"), f" all {len(headers)} columns")
-    return tag("div", box, scroll(whole, "table"), class_="wide")
+    return tag("div", box, scroll(whole, "table", tall), class_="wide")
 
 
-def scroll(content: Html, what: str) -> Html:
-    """A box that scrolls sideways, by keyboard too."""
-    return tag("div", content, class_="scroll", tabindex=0, role="region", aria_label=f"{what}, scrolls sideways")
+def scroll(content: Html, what: str, tall: bool = False) -> Html:
+    """A box that scrolls sideways, by keyboard too; a `tall` one is no higher than a screen and scrolls down, too."""
+    return tag(
+        "div", content, class_="scroll tall" if tall else "scroll", tabindex=0, role="region",
+        aria_label=f"{what}, scrolls {'both ways' if tall else 'sideways'}",
+    )  # fmt: skip
 
 
 def details(summary: str, *content: object) -> Html:
