@@ -94,3 +94,13 @@ def test_sweep_and_active_latents(shell: Callable[..., str], tmp_path: Path, vae
     assert trained.code == 0
     shell("active_latents.sh", tmp_path / "runs" / "a", tmp_path / "a.gif")
     assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.slow
+def test_asked_for(shell: Callable[..., str], tmp_path: Path, vae: Callable[..., Result]) -> None:
+    options = ("-S", "data.labelled=50", "--latent-dim", 4, "-S", "model.warm_up=20", *NET)
+    trained = vae("train", "--data", "digits", "--model", "semafo-vae", *options, "--name", "a", "--runs-dir", "runs")
+    assert trained.code == 0, trained.err
+    shell("asked_for.sh", tmp_path / "runs" / "a", tmp_path / "pictures")
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["interventions.png", "labels.png", "mix.png", "traversals.png"]
