@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rates", default="0.002,0.01,0.1,0.5")
     parser.add_argument("--seeds", default="0-1")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     rates, seeds = [None, *map(float, given.rates.split(","))], several_seeds.parse(given.seeds)

@@ -86,10 +86,11 @@ def build(tree: Tree) -> RunConfig:
     problems: list[str] = []
     sections: dict[str, Any] = {}
     values = tree.values
-    for key in values:
-        if key not in SECTIONS:
-            near = registry.nearest(key, SECTIONS)
-            problems.append(_place(tree, (key,)) + f"{key}: no such section{near}")
+    unknown = [key for key in values if key not in SECTIONS]
+    for key in unknown[:MAX_MISTAKES]:
+        problems.append(_place(tree, (key,)) + f"{key[:60]}: no such section{registry.nearest(key, SECTIONS)}")
+    if len(unknown) > MAX_MISTAKES:
+        problems.append(f"and {len(unknown) - MAX_MISTAKES} more that are no sections")
     for name in SECTIONS:
         try:
             sections[name] = _section(name, values, tree)

@@ -40,6 +40,7 @@ MODEL_FILE = "model.safetensors"
 DENSITY_FILE = "density.safetensors"
 _MAX_HEADER = 16_000_000
 _MAX_TENSORS = 20_000
+_MAX_VALUES = 400_000  # of the JSON that describes them, which takes up to a hundred times its size in memory
 _MAX_SIDE = 8_192
 
 
@@ -376,7 +377,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
                         raise CheckpointError(f"{path}: not a safetensors file; it looks like {what}", hint)
                 raise CheckpointError(f"{path}: not a safetensors file, or cut off")
             file.seek(8)
-            header = json.loads(file.read(length), object_pairs_hook=_once)
+            header = _parsed(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -410,6 +411,13 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[
     return metadata, tensors, size
 
 
+def _parsed(text: bytes) -> Any:
+    """JSON of a bounded number of values and of keys that each come once; ValueError for any other."""
+    if text.count(b",") > _MAX_VALUES:
+        raise ValueError("more values than a checkpoint has")
+    return json.loads(text, object_pairs_hook=_once)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """ValueError for a key that comes twice: which of the two is meant, readers do not agree on."""
     found = dict(pairs)
@@ -434,7 +442,7 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
         if not agreed:
             raise CheckpointError(f"{path}: its metadata and {beside} do not agree")
     try:
-        stored = json.loads(text)
+        stored = _parsed(text.encode())
         version = stored["format_version"]
         if not isinstance(version, int) or version > FORMAT_VERSION:
             made_by = str(stored.get("library_version"))[:40]
@@ -553,7 +561,7 @@ def load_trainer(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What resuming needs: the optimizers' tensors and the trainer's state."""
     try:
         tensors = load_safetensors(safe_files.read(folder / "trainer" / "optimizer.safetensors"))
-        state = json.loads(safe_files.read(folder / "trainer" / "state.json", _MAX_HEADER))
+        state = _parsed(safe_files.read(folder / "trainer" / "state.json", _MAX_HEADER))
         if not isinstance(state, dict):
             raise ValueError
     except FileNotFoundError as error:
