@@ -4,8 +4,11 @@ import json
 import random
 import shutil
 import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +92,10 @@ ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b'{"w": %b, "w": %b}' % ((json.dumps(ONE).encode(),) * 2), b"1234", "header is damaged"),
         ({f"t{i}": {**ONE, "shape": [0], "data_offsets": [0, 0]} for i in range(20_001)}, b"", "20,001 tensors"),
         ({"w": {**ONE, "shape": [2**40]}}, b"1234", "not usable"),
+        ({"w": {**ONE, "shape": [1] * 9}}, b"1234", "not usable"),  # nine sides, which a message would list
+        ({"w" * 501: ONE}, b"1234", "not usable"),
+        (json.dumps({"w": ONE}).encode() + b" " * 16_000_000, b"1234", "not a safetensors file"),
+        (b'{"w": [' + b"[]," * 5_000_000 + b"[]]}", b"", "header is damaged"),
     ],
 )
 def test_headers_that_mislead_are_refused_before_a_tensor_is_read(
@@ -96,6 +103,62 @@ def test_headers_that_mislead_are_refused_before_a_tensor_is_read(
 ) -> None:
     with pytest.raises(CheckpointError, match=said):
         checkpoint.read_header(file_of(header, data, tmp_path / "x.safetensors"))
+
+
+def with_configuration(file: Path, change: Callable[[dict[str, Any]], None], target: Path) -> Path:
+    content = file.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    stored = json.loads(header["__metadata__"]["vaecli.config"])
+    change(stored)
+    header["__metadata__"]["vaecli.config"] = json.dumps(stored)
+    return file_of(header, content[8 + length :], target)
+
+
+@pytest.mark.parametrize("n", [100_000, 600_000])
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        ("config", lambda n: {f"s{i}": 1 for i in range(n)}),
+        ("config.model", lambda n: {f"s{i}": 1 for i in range(n)}),
+        ("config.model.net", lambda n: {"name": "mlp", "hidden": ["x"] * n}),
+        ("data", lambda n: {"factor_names": [1] * n}),
+    ],
+)
+def test_a_configuration_of_very_many_mistakes(
+    place: str, values: Callable[[int], dict[str, Any]], n: int, run: Path, tmp_path: Path
+) -> None:
+    """Told in some lines, in some memory: a hundred thousand bad values, and more than a configuration can have."""
+
+    def change(stored: dict[str, Any]) -> None:
+        for key in place.split("."):
+            stored = stored[key]
+        stored.update(values(n))
+
+    file = with_configuration(checkpoint.resolve(run), change, tmp_path / "x.safetensors")
+    start = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(file, torch.device("cpu"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200e6 and time.process_time() - start < 20 and len(str(caught.value)) < 5_000
+
+
+def test_text_that_is_none_in_a_configuration(run: Path, tmp_path: Path) -> None:
+    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+
+    def change(stored: dict[str, Any]) -> None:
+        stored["config"]["model"]["\ud800"] = 1
+
+    step = checkpoint.resolve(run).parent
+    with_configuration(step / "model.safetensors", change, step / "model.safetensors")
+    (step / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="do not agree"):
+        checkpoint.load(run, torch.device("cpu"))
+    (step / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="valid string"):
+        checkpoint.load(run, torch.device("cpu"))
 
 
 def test_info_tells_a_file_that_was_cut(run: Path, vae: Vae, tmp_path: Path) -> None:

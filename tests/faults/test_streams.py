@@ -63,7 +63,7 @@ def test_letters_that_a_stream_does_not_know(variables: dict[str, str], vae_proc
 
 @pytest.mark.parametrize("letters", ["ascii", "latin-1", "cp1252"])
 def test_what_is_told_is_told_whatever_the_terminal_knows(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message was lost as a whole: a letter that cannot be written is an error of the stream, which is passed over."""
+    """A message was lost as a whole: a letter that cannot be written is an error of the stream, passed over."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=letters, errors="strict"))
     output.configure(False)

@@ -436,13 +436,13 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> tuple[RunConfig, Dat
     beside = path.parent / "config.json"
     if path.name == MODEL_FILE and os.path.lexists(beside):
         try:
-            agreed = safe_files.read(beside, _MAX_HEADER) == text.encode()
+            agreed = safe_files.read(beside, _MAX_HEADER) == text.encode(errors="surrogatepass")
         except OSError as error:
             raise CheckpointError(f"{beside}: {error.strerror}") from None
         if not agreed:
             raise CheckpointError(f"{path}: its metadata and {beside} do not agree")
     try:
-        stored = _parsed(text.encode())
+        stored = _parsed(text.encode(errors="surrogatepass"))
         version = stored["format_version"]
         if not isinstance(version, int) or version > FORMAT_VERSION:
             made_by = str(stored.get("library_version"))[:40]
