@@ -1,6 +1,9 @@
 """Pictures: exact pixels at known places, sizes, frames."""
 
+import base64
 import io
+import re
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -137,3 +140,21 @@ def test_sides_are_even_and_marks_stand_where_they_say() -> None:
     right = [x for _, x in moved if x > moved[:, 1].mean()]
     left = [x for _, x in moved if x < moved[:, 1].mean()]
     assert np.mean(right) - np.mean(left) == pytest.approx(65 + figures.GAP, abs=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_svg_and_pdf_hold_the_pixels_as_they_are(channels: int) -> None:
+    image = np.random.default_rng(0).random((3, channels, 9, 7), dtype=np.float32)
+    picture = figures.grid(image)
+    wanted = opened(picture)
+    inside = re.search(rb'href="data:image/png;base64,([^"]+)"', figures.as_named("x.svg", picture))
+    assert inside is not None and base64.b64decode(inside[1]) == picture
+    page = figures.as_named("x.PDF", picture)
+    objects = {int(number): body for number, body in re.findall(rb"(\d) 0 obj\n(.*?)\nendobj", page, re.DOTALL)}
+    about, _, stream = objects[5].partition(b"\nstream\n")
+    assert f"/Width {wanted.width} /Height {wanted.height}".encode() in about
+    assert zlib.decompress(stream.removesuffix(b"\nendstream")) == wanted.tobytes()
+    # Where the table at the end says that objects begin, they do.
+    start = int(re.findall(rb"startxref\n(\d+)", page)[0])
+    places = [int(place) for place in re.findall(rb"(\d{10}) 00000 n", page[start:])]
+    assert [page[place : place + 7] for place in places] == [b"%d 0 obj" % n for n in range(1, 6)]
