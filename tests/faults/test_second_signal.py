@@ -1,10 +1,28 @@
 """The first signal asks, the second ends the process at once, whatever it is doing."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from conftest import TINY, Result, command
+from PIL import Image
+
+from vaecli import config as configs
+from vaecli import data, models, noise
+from vaecli.config import tree as trees
+from vaecli.models.vae import Model
+from vaecli.training import checkpoint
+from vaecli.training.evaluation import evaluate
+from vaecli.training.state import TrainState
+from vaecli.training.stop import Stop
 
 TWICE = """
 import os, sys, time
@@ -25,3 +43,93 @@ def test_the_second_signal_ends_at_once(number: signal.Signals) -> None:
     done = subprocess.run([sys.executable, "-c", TWICE.format(number=int(number))], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (128 + number, "asked\n"), done.stderr
     assert "press again" in done.stderr
+
+
+def heeding() -> None:
+    """Ctrl-C is ignored by what runs in the background, tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_it_saves(times: int, vae: Callable[..., Result]) -> None:
+    """To the whole group, as a terminal sends it, and nearly always within a commit: 130, and every step is whole."""
+    often = ("-S", "train.save_every=1", "-S", "train.keep=3", "--steps", 10_000_000)
+    process = subprocess.Popen(
+        command("train", *TINY, "--model", "vae", *often, "--runs-dir", "r", "--name", "x", "-q"), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding, start_new_session=True,
+    )  # fmt: skip
+    folder = Path("r/x/checkpoints")
+    for _ in range(900):
+        if (folder / "step-00000003").is_dir():
+            break
+        time.sleep(0.1)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.0005)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err, err
+    steps = list(folder.glob("step-*"))
+    assert steps
+    for step in steps:
+        checkpoint.verify(step)
+    assert vae("info", "r/x").code == 0
+    if times == 1:
+        assert "saved" in err
+
+
+READING = """
+import sys, time, pathlib, torch
+from vaecli import cli
+from vaecli.data import folder
+torch.set_num_threads(2)
+read = folder._read
+def slow(path):
+    pathlib.Path("reading").touch()
+    time.sleep(60)
+folder._read = lambda config, what, paths, each, size, enough: read(config, what, paths, slow, size, 1)
+sys.argv[0] = "vae"
+cli.main()
+"""
+
+
+def test_ctrl_c_while_images_are_read() -> None:
+    """Those who read are told as well, and say nothing of it."""
+    Path("images").mkdir()
+    for i in range(80):
+        Image.fromarray(np.full((16, 16), i, np.uint8)).save(f"images/{i}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-c", READING, "train", "--data", "folder:images", "--runs-dir", "r"], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heeding, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(900):
+        if Path("reading").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_an_evaluation_ends_with_the_batch_at_work(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand images it may take minutes; and what is cut short, in its last batch too, is no result."""
+    config = configs.build(
+        trees.Tree({"data": "squares", "model": {"name": "vae", "net": {"name": "mlp", "hidden": [4]}}}, {})
+    )
+    dataset, stop, seen = data.load(config.data), Stop(), list[int]()
+    model = models.build(config.model, dataset.info)
+    split, loss = dataset.split("train"), Model.loss
+    calls = batch * noise.draws(len(split)) + 1  # once for every draw; the first of this batch is the last
+
+    def stopped(self: Model, *args: Any) -> Any:
+        seen.append(len(args[0].x_BCHW))
+        if len(seen) == calls:
+            stop.signal = signal.SIGTERM
+        return loss(self, *args)
+
+    monkeypatch.setattr(Model, "loss", stopped)
+    monkeypatch.setattr("vaecli.training.evaluation.at_once", lambda *_: 160)
+    torch.manual_seed(0)
+    assert len(split) == 456 and evaluate(model, split, config, TrainState.fresh(model, config), stop) is None
+    assert len(seen) == calls

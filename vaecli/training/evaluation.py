@@ -56,6 +56,8 @@ def evaluate(model: Model, split: Split, config: RunConfig, state: TrainState, s
             seen += n
             if seen >= config.train.eval_images:
                 break
+    if stop.signal is not None:  # the last batch may have been cut short
+        return None
     record: dict[str, Any] = {name: value / seen for name, value in sums.items()}
     record = {name: value if math.isfinite(value) else None for name, value in record.items()}
     if kl_D is not None:
