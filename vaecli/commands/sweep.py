@@ -67,8 +67,11 @@ def run(
     if dry_run:
         count = len(planned) if search is None else search.trials * len(seeds)
         output.notice(f"sweep      {count} runs in {folder}, on {on}")
-        for task in planned if search is None else []:
-            output.result(shlex.join(["vae", *task.arguments([*base, *how], folder)]))
+        lines = [shlex.join(["vae", *task.arguments([*base, *how], folder)]) for task in planned if search is None]
+        if json:
+            output.result_json({"schema": 1, "sweep": str(folder), "count": count, "commands": lines})
+        else:
+            output.result(*lines)
         return
     asked: dict[str, Any] = {"base": base, "grid": [*grid_texts], "seeds": seeds_text, "on": on, "options": [*options]}
     asked |= {} if search is None else {"search": search._asdict()}
