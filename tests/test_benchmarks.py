@@ -111,3 +111,10 @@ def test_page_of_rows(tmp_path: Path) -> None:
     assert "linear-vae-mnist, " in linear
     for title in ("Exact", "Re-runs", "Directions", "Published"):
         assert f"## {title}" in page
+
+
+def test_checks() -> None:
+    out = run("checks.py", "--rounds", 2, "--steps", 3)
+    assert re.findall(r"^(with checks|without, once more): [\d.]+ times", out, flags=re.M) == [
+        "with checks", "without, once more",
+    ]  # fmt: skip
