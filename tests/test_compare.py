@@ -28,6 +28,7 @@ from vaecli.analysis.metrics import Result as MetricResult
 from vaecli.analysis.metrics import Score
 from vaecli.commands import _side_by_side, compare
 from vaecli.commands._groups import Column, Group, Run, Summary, best_of, summary
+from vaecli.commands._labels import labels
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError
 from vaecli.training import checkpoint
@@ -459,3 +460,13 @@ def test_a_plot_has_seeds_means_and_deviations_where_they_are() -> None:
     assert (high - low) / (low - top) == pytest.approx((3 - 1) / (8 - 3), rel=0.02)
     named = comparison.svg([panel], "run", None, ["vae", "pca"])
     assert "vae" in named and "pca" in named
+
+
+def test_what_rows_are_called() -> None:
+    vae_, beta, tc = {"model.name": "vae"}, {"model.name": "beta-vae", "model.beta": 4.0}, {"model.name": "beta-tcvae"}
+    both = {"model.free_bits": 0.0, "model.beta": None}  # the same for all that have it tells nothing
+    told = labels([{**both, **vae_}, {**both, **beta}, {**tc, "model.beta": 6.0, "model.free_bits": None}])
+    assert told == ["vae", "beta-vae, beta 4", "beta-tcvae, beta 6"]
+    # But where nothing else tells them apart it does.
+    assert labels([{"model.c": 25.0}, {"model.c": None}]) == ["c 25", ""]
+    assert labels([{"optim.lr": 1e-3}, {"optim.lr": 1e-4}]) == ["lr 0.001", "lr 0.0001"]

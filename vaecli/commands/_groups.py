@@ -12,6 +12,7 @@ import numpy as np
 from vaecli import config as configs
 from vaecli.analysis.codes import Array, Codes
 from vaecli.batch import DataInfo
+from vaecli.commands._labels import IDLE
 from vaecli.config import RunConfig
 
 WITHIN = 2.0  # standard errors of a difference below which no group is called the best
@@ -75,7 +76,8 @@ class Group:
 
 def summarised(grouped: Sequence[list[Run]], columns: Sequence[Column]) -> list[Group]:
     first = grouped[0][0]
-    differing = {key for members in grouped for key in configs.diff(first.config, members[0].config)} - {"seed"}
+    differing = {key for members in grouped for key in configs.diff(first.config, members[0].config)}
+    differing -= {"seed", *IDLE}
     groups = []
     for members in grouped:
         flat = dict(configs.flat(members[0].config.to_tree()))

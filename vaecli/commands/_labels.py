@@ -5,15 +5,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# What changes nothing of what a run computes, and so is no difference.
+IDLE = ("train.log_every", "train.eval_every", "train.eval_images", "train.save_every", "train.keep", "train.fast")
+
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`beta 4, seed 1` for each: the values in which they differ, keys without their section where that is clear."""
-    keys = list(dict.fromkeys(key for one in settings for key in one))
+    """`beta-vae, beta 4` for each: the values in which they differ, the model first, keys without their section where
+    that is clear. What is the same for all that have it (`free_bits 0` of some models) is left out while that is clear.
+    """
+    keys = sorted(dict.fromkeys(key for one in settings for key in one), key=lambda key: key != "model.name")
     names = short(keys)
-    return [
-        ", ".join(f"{names[key]} {value_text(one[key])}" for key in keys if key in one and one[key] is not None)
-        for one in settings
-    ]
+
+    def told(some: Sequence[str]) -> list[str]:
+        return [
+            ", ".join(
+                value_text(one[key]) if key == "model.name" else f"{names[key]} {value_text(one[key])}"
+                for key in some
+                if one.get(key) is not None
+            )
+            for one in settings
+        ]
+
+    differing = [key for key in keys if len({str(one[key]) for one in settings if one.get(key) is not None}) > 1]
+    brief = told(differing)
+    return brief if len(set(brief)) == len(settings) else told(keys)
 
 
 def short(keys: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vaecli import config as configs
 from vaecli import data, hub, registry
 from vaecli import device as devices
 from vaecli import output as streams
@@ -22,6 +23,7 @@ from vaecli.analysis.codes import Codes
 from vaecli.analysis.metrics import beta_vae
 from vaecli.commands import _artifact, _side_by_side
 from vaecli.commands._groups import Column, Run, Summary, best_of, summarised
+from vaecli.commands._labels import IDLE
 from vaecli.errors import ConfigError, InputError
 from vaecli.sweeps import plan
 from vaecli.training import checkpoint as checkpoints
@@ -182,9 +184,9 @@ def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs of the same configuration but for the seed, the same step, data and origin, in order of appearance."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        tree = {**run.config.to_tree(), "seed": None}
+        told = {key: value for key, value in configs.flat(run.config.to_tree()) if key not in ("seed", *IDLE)}
         groups.setdefault(
-            json_format.dumps([tree, run.step, run.info.source, (run.origin or {}).get("sha256")], sort_keys=True), []
+            json_format.dumps([told, run.step, run.info.source, (run.origin or {}).get("sha256")], sort_keys=True), []
         ).append(run)
     for members in groups.values():
         for one, seed in ((run, run.config.seed) for run in members):

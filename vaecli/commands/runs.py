@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vaecli import output, safe_files
-from vaecli.commands._labels import labels
+from vaecli.commands._labels import IDLE, labels
 from vaecli.errors import ConfigError, InputError
 
 LARGEST = 64 << 20  # bytes of a file that are read
-# What changes nothing of what a run computes, and so is no difference.
-IDLE = ("train.log_every", "train.eval_every", "train.eval_images", "train.save_every", "train.keep", "train.fast")
 HEADERS = ("run", "what differs", "step", "ELBO", "age", "status")
 
 
