@@ -2,10 +2,10 @@
 
     python benchmarks/checks.py [--rounds 60] [--steps 100] [--hidden 16]
 
-Equal trainings of a small model on the drawn squares take turns in one process, some steps each; for two of the three the
-checks are taken out. Printed: the ratio of their seconds of CPU to those of one without, its median over rounds with the
-quartiles, and the seconds of a step. The other one without gives what the clock itself is good for. Gradient norms are
-computed in all: they are in the records.
+Equal trainings of a small model on the drawn squares take turns in one process, some steps each; for two of the three
+the checks are taken out. Printed: the ratio of their seconds of CPU to those of one without, its median over rounds
+with the quartiles, and the seconds of a step. The other one without gives what the clock itself is good for. Gradient
+norms are computed in all: they are in the records.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Runs and files that were copied, cut, moved or made to mislead: the newest that can be used is, the rest is named."""
 
+import fcntl
 import json
 import random
 import shutil
@@ -111,7 +112,7 @@ def with_configuration(file: Path, change: Callable[[dict[str, Any]], None], tar
     header = json.loads(content[8 : 8 + length])
     stored = json.loads(header["__metadata__"]["vaecli.config"])
     change(stored)
-    header["__metadata__"]["vaecli.config"] = json.dumps(stored)
+    header["__metadata__"]["vaecli.config"] = json.dumps(stored, ensure_ascii=False)
     return file_of(header, content[8 + length :], target)
 
 
@@ -251,3 +252,12 @@ def test_a_step_that_cannot_be_deleted_is_told_once(
     for step in range(1, 5):
         checkpoint.commit(tmp_path / "c", loaded.model, loaded.config, step, 1, {}, {})
     assert capfdbinary.readouterr().err.decode().count("step-00000001: an old checkpoint could not be deleted") == 1
+
+
+def test_a_lock_that_holds_no_text(run: Path, vae: Vae) -> None:
+    with (run / ".lock").open("wb") as other:
+        other.write(b"\xff\x1b[31m")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done = vae("train", "--resume", run, "--steps", 40)
+    assert done.code == 5 and "in use by \\xff\\x1b[31m" in done.err, done.err
