@@ -37,7 +37,7 @@ CLAIMS = {
     "Balancing reconstruction error and KL (Asperti & Trentin 2020)": (
         "linear-vae-variance-law", "asperti-law", "asperti-sigma", "asperti-gmm", "two-stage", "rae-gmm",
     ),
-    "SemafoVAE (Trung Ngo Trong et al. 2022)": ("semafo-control", "semafo-labels"),
+    "SemafoVAE (Trung Ngo Trong et al. 2022)": ("semafo-control", "semafo-few-labels", "semafo-labels"),
     "linear VAEs, where the optimum is known": (
         "linear-vae-digits", "linear-vae-mnist", "linear-vae-fashion", "linear-vae-collapse", "pca-linear-vae-axes",
         "linear-vae-digits-sampled", "linear-vae-mnist-sampled", "linear-vae-collapse-sampled",
