@@ -209,10 +209,10 @@ def _exploration(analysed: Analysis, full: bool) -> tuple[Exploration | None, st
     run = "vae explore RUN moves the latents in a browser"
     if not loaded.model.levels or analysed.verdict.name == "not finite":
         return None, None
+    if not full and (size := offline.size_of(loaded.model)) > CARRIED:
+        return None, f"The decoder has {size / 1e6:.0f} MB of weights, more than fits a page to be sent: {run}."
     try:
         layers = offline.layers_of(loaded.model)
-        if not full and (size := offline.size_of(loaded.model)) > CARRIED:
-            return None, f"The decoder has {size / 1e6:.0f} MB of weights, more than fits a page to be sent: {run}."
         return explore.Explored(loaded, analysed.dataset, analysed.stats).page(layers), None
     except offline.Unwritable as error:
         return None, f"Not in this page: {error.message}; {run}."
