@@ -35,6 +35,7 @@ IMAGES = 24  # to start from
 MEASURED = 2_000  # held-out images over which latents are ordered
 WIDE = 3.5  # standard deviations to both sides
 LARGEST_QUESTION = 1 << 20  # bytes
+LARGEST_REFUSED = 64 << 20  # bytes of a question that are read only to be answered with a refusal
 
 
 def run(
@@ -255,6 +256,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "vae", ""
+    timeout = 60  # seconds that a question may pause
 
     def _allowed(self, path: str) -> bool:
         """Whether it is asked by name (a page of a stranger would come under another) and with the token."""
@@ -270,14 +272,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
+        promised = int(length) if length.isdecimal() else 0
         if not self._allowed("decode"):
+            self._read_away(promised)
             self._answer(404, b"not found\n", "text/plain")
             return
-        if not length.isdecimal() or int(length) > LARGEST_QUESTION:
+        if not length.isdecimal() or promised > LARGEST_QUESTION:
+            self._read_away(promised)
             self._tell(413, {"error": "too long a question"})
             return
         try:
-            asked = json_format.loads(self.rfile.read(int(length)))
+            asked = json_format.loads(self.rfile.read(promised))
             numbers = [float(value) for value in asked["values"]]
             free = [str(name) for name in asked.get("free", ())]
             assert self.server.explored is not None
@@ -290,6 +295,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             pixels = image_CHW.contiguous().numpy().astype("<f4").tobytes()
             self._tell(200, {"pixels": base64.b64encode(pixels).decode(), "values": values})
+
+    def _read_away(self, promised: int) -> None:
+        """Reads a refused question, as far as a stranger is worth it: closing on what is unread resets the connection,
+        and who asked would see that instead of the answer."""
+        left = min(promised, LARGEST_REFUSED)
+        while left and (read := self.rfile.read1(min(left, LARGEST_QUESTION))):
+            left -= len(read)
 
     def _tell(self, code: int, value: Mapping[str, Any]) -> None:
         self._answer(code, json_format.dumps(value).encode(), "application/json")
