@@ -45,6 +45,60 @@ def test_the_second_signal_ends_at_once(number: signal.Signals) -> None:
     assert "press again" in done.stderr
 
 
+LONG_CALL = """
+import hashlib
+from vaecli.training.stop import Stop
+stop = Stop()
+with stop.signals():
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes without a line of Python, as a step of a large net
+"""
+
+
+def test_a_call_that_takes_long_hears_signals() -> None:
+    """One step of ten seconds: the first Ctrl-C is answered at once, the second ends it at once."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG_CALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heeding,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n" and process.stderr is not None
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert "press again" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+FORKED = """
+import os, time
+from vaecli.training.stop import Stop
+stop = Stop()
+with stop.signals():
+    if all([os.fork() for _ in range(3)]):
+        print("begun", flush=True)
+    for _ in range(20):
+        time.sleep(0.1)
+    if stop.reason:
+        print("went on", flush=True)
+"""
+
+
+def test_one_ctrl_c_to_the_group_is_one() -> None:
+    """Forked readers hear it too, and tell nobody."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKED], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, preexec_fn=heeding, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "went on" in out
+
+
 def heeding() -> None:
     """Ctrl-C is ignored by what runs in the background, tests among them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
