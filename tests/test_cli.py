@@ -194,6 +194,17 @@ def test_broken_pipe_is_141(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stop.value.code == 141
 
 
+def test_an_interrupted_command_is_130(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaecli.commands import doctor
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run", interrupted)
+    done = vae("doctor")
+    assert (done.code, done.out, done.err) == (130, "", "")
+
+
 def test_closed_stderr_does_not_stop_training() -> None:
     line = (
         " ".join(command("train", *(f"'{a}'" for a in TINY), "--steps", 5, "--runs-dir", "r", "--name", "x")) + " 2>&-"

@@ -430,8 +430,14 @@ def test_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
 
 
 def test_device_is_written_to_not_replaced() -> None:
-    _artifact.write("/dev/null", "", b"x", force=False)
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    """A terminal of its own, which nothing can replace: the machine's /dev/null could be."""
+    keeper, terminal = os.openpty()
+    try:
+        _artifact.write(os.ttyname(terminal), "", b"x", force=False)
+        assert os.read(keeper, 9) == b"x" and stat.S_ISCHR(os.fstat(terminal).st_mode)
+    finally:
+        os.close(keeper)
+        os.close(terminal)
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

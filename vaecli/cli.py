@@ -900,8 +900,6 @@ def main() -> None:
     except VaeError as error:
         output.error(error.message, error.hint, error.more)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         sys.exit(_unexpected(error))
 
