@@ -78,8 +78,8 @@ import os, time
 from vaecli.training.stop import Stop
 stop = Stop()
 with stop.signals():
-    if all([os.fork() for _ in range(3)]):
-        print("begun", flush=True)
+    [os.fork() for _ in range(2)]
+    os.write(1, b"begun\\n")
     for _ in range(20):
         time.sleep(0.1)
     if stop.reason:
@@ -93,7 +93,7 @@ def test_one_ctrl_c_to_the_group_is_one() -> None:
         [sys.executable, "-c", FORKED], stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True, preexec_fn=heeding, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    assert process.stdout is not None and [process.stdout.readline() for _ in range(4)] == ["begun\n"] * 4
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "went on" in out
@@ -114,7 +114,7 @@ def test_ctrl_c_while_it_saves(times: int, vae: Callable[..., Result]) -> None:
     )  # fmt: skip
     folder = Path("r/x/checkpoints")
     for _ in range(900):
-        if (folder / "step-00000003").is_dir():
+        if len(list(folder.glob("step-*"))) == 3:
             break
         time.sleep(0.1)
     for _ in range(times):
