@@ -12,6 +12,7 @@ factors. All numbers are of held-out images; runs that are there are not trained
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,14 @@ def main() -> None:
 
 
 def figure(found: dict[float, list[dict[str, float | None]]]) -> str:
-    """A panel a number over the shares of labels, each of which has a place: seeds as points, mean and deviation."""
+    """A panel a number over the shares of labels; seeds as points, their mean as a line, its deviation as a bar."""
     panels = []
     for column in next(iter(found.values()))[0]:
         seeds = [[value for one in several if (value := one[column]) is not None] for several in found.values()]
         sd = [statistics.stdev(values) if len(values) > 1 else None for values in seeds]
         panels.append(comparison.Panel(column, seeds, [statistics.mean(values) for values in seeds], sd))
-    return comparison.svg(panels, "share of labels", None, [f"{rate:.1%} of the labels" for rate in found])
+    exponents = [math.log10(100 * rate) for rate in found]
+    return comparison.svg(panels, "labels: 10^x % of the images", exponents, [f"{rate:.1%}" for rate in found])
 
 
 if __name__ == "__main__":
