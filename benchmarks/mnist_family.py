@@ -1,0 +1,94 @@
+"""Every model that has a preset for MNIST, trained for the same number of steps by that preset's settings, as a table:
+what docs/results.md shows. It tells that each learns, and how fast; it ranks none, for their nets differ, and most
+presets ask for ten times as many steps.
+
+    python benchmarks/mnist_family.py DIR [--steps 3000] [--presets vae-mnist,rae-mnist]       runs are found again
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ANALYZE = ("--split", "test", "--samples", "10000")
+NLL = ("--nll", "64", "--nll-images", "1000")
+LEFT_OUT = ("semafo", "m2-", "ccvae-", "-matched", "-small", "-fashion-")  # models of labels have a page of their own
+
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+
+
+def names() -> list[str]:
+    found = [path.stem for path in sorted(PRESETS.glob("*-mnist.yaml"))]
+    return [name for name in found if not any(part in name for part in LEFT_OUT)]
+
+
+def vae(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", "-m", "vaecli", *map(str, arguments)], capture_output=True, text=True)
+
+
+def measured(name: str, folder: Path, steps: int) -> dict[str, Any]:
+    """What `vae analyze` says of it, kept beside the run; without -log p(x) where the model has none."""
+    kept = folder / f"{name}.json"
+    if not kept.exists():
+        # Of several stages each gets its share of the steps.
+        stages = ("-S", f"train.steps={{first: {steps // 2}, second: {steps - steps // 2}}}")
+        asked = stages if name.startswith("two-stage") else ("--steps", steps)
+        placed = ("--runs-dir", folder, "--name", name, "--seed", 0, "--resume", "auto")
+        done = vae("train", "-p", name, *asked, *placed)
+        if done.returncode:
+            sys.exit(done.stderr)
+        run = folder / name
+        if name.startswith(("rae-", "autoencoder-", "vq-")):
+            vae("density", run, "--fit", "mixture", "--components", 10, "--force")
+        done = vae("analyze", run, *ANALYZE, *NLL, "--json")
+        if done.returncode:
+            done = vae("analyze", run, *ANALYZE, "--json")
+        if done.returncode:
+            sys.exit(done.stderr)
+        kept.write_text(done.stdout)
+    return dict(json.loads(kept.read_text()))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def line(name: str, found: dict[str, Any], steps: int) -> str:
+    totals, nll, samples = found["totals"], found.get("nll") or {}, found.get("samples") or {}
+    active = "" if totals.get("active_units") is None else f"{totals['active_units']} of {totals['latents']}"
+    cells = [
+        number(totals.get("elbo")), number(totals.get("recon")), number(totals.get("kl")), number(nll.get("nll")),
+        active, number(samples.get("fcd"), 1), number(samples.get("precision")), number(samples.get("recall")),
+    ]  # fmt: skip
+    return f"| {name} | {steps:,} | {' | '.join(cells)} |"
+
+
+def whole(name: str) -> int:
+    """Steps that the preset asks for."""
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    steps = (values.get("train") or {}).get("steps")
+    if steps is None:
+        return whole(values["extends"])
+    return sum(steps.values()) if isinstance(steps, dict) else int(steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--presets", help="some of them")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    columns = "ELBO | reconstruction | KL | -log p(x) | active | FCD | precision | recall"
+    print(f"| preset | it asks for | {columns} |\n|---|" + "---:|" * 9, flush=True)
+    for name in given.presets.split(",") if given.presets else names():
+        print(line(name, measured(name, given.folder, given.steps), whole(name)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
