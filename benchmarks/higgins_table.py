@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="*", help="NAME=RUN")
     parser.add_argument("--seeds", default="0-4")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     lines = [line(name, "", free(given.folder, name, several_seeds.parse(given.seeds))) for name in FREE]
     trained: dict[str, list[Path]] = {}
