@@ -99,6 +99,65 @@ def test_one_ctrl_c_to_the_group_is_one() -> None:
     assert process.returncode == 0 and "went on" in out
 
 
+OUTLIVED = """
+import os, signal, time
+from vaecli.training.stop import Stop
+before, descriptors = signal.getsignal(signal.SIGINT), len(os.listdir("/proc/self/fd"))
+for _ in range(3):
+    with Stop().signals():
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+assert signal.getsignal(signal.SIGINT) is before and signal.set_wakeup_fd(-1) == -1
+assert len(os.listdir("/proc/self/fd")) == descriptors
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+TOGETHER = """
+import os, signal, sys, time
+from types import SimpleNamespace
+from vaecli.training.together import StopTogether
+stop = StopTogether(None, SimpleNamespace(first=sys.argv[1] == "first", largest=lambda numbers: numbers))
+with stop.signals():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    assert stop.reason is None  # until all know
+    stop.agree()
+    assert stop.reason == "interrupted" and stop.signal == signal.SIGINT
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize(("place", "code", "says"), [("first", 143, ""), ("another", 0, "went on\n")])
+def test_of_several_processes_one_ends_at_once(place: str, code: int, says: str) -> None:
+    """The first; the others may have been told by torchrun and by the terminal. None stops before all know."""
+    done = subprocess.run([sys.executable, "-c", TOGETHER, place], capture_output=True, text=True, preexec_fn=heeding)
+    assert (done.returncode, done.stdout) == (code, says), done.stderr
+    assert done.stderr == "stopping after this step and saving; press again to stop now\n"
+
+
+def test_a_reader_that_lives_on_holds_nothing_up() -> None:
+    """It has the pipe of signals open as well; what listened ends all the same, and leaves nothing behind."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", OUTLIVED], capture_output=True, text=True, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL and time.monotonic() - begun < 25, done.stderr
+
+
+def test_no_handler_is_left_where_there_is_no_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise OSError(24, "Too many open files")
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many"), Stop().signals():
+        patched.setattr(os, "pipe", none)
+        with Stop().signals():
+            pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def heeding() -> None:
     """Ctrl-C is ignored by what runs in the background, tests among them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -272,12 +272,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        promised = int(length) if length.isdecimal() else 0
+        told = length.isdecimal() and len(length) < 20
+        promised = int(length) if told else 0
         if not self._allowed("decode"):
             self._read_away(promised)
             self._answer(404, b"not found\n", "text/plain")
             return
-        if not length.isdecimal() or promised > LARGEST_QUESTION:
+        if not told or promised > LARGEST_QUESTION:
             self._read_away(promised)
             self._tell(413, {"error": "too long a question"})
             return

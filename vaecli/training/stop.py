@@ -6,13 +6,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from vaecli import output
 from vaecli.errors import MachineError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENOUGH = b"\0"  # no signal's number: the listener's last
 
 _listening = False  # whether what this process hears goes into a pipe of its own
 
@@ -32,7 +33,7 @@ class Stop:
     def __init__(self, max_seconds: float | None = None) -> None:
         self.signal: int | None = None
         self._heard: dict[str, int] = Counter()  # signals that end the training, by who heard them
-        self._told = threading.Lock()  # taken by who tells of the first, and kept
+        self._telling = threading.Lock()  # taken by who tells of the first, and kept
         self.saves = 0  # how often saving was asked for; each run remembers how many of these it has obeyed
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
 
@@ -49,36 +50,48 @@ class Stop:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within: the first INT, TERM or HUP stops after the step, a second at once; USR1 saves and goes on."""
+        """Within: the first INT, TERM or HUP stops after the step, a second at once; USR1 saves and goes on.
+
+        ValueError in any thread but the main one, to which alone Python brings signals.
+        """
         global _listening
+        outer, was_listening = signal.set_wakeup_fd(-1), _listening
         wanted = dict.fromkeys(STOPPING, self._stop)
         wanted[signal.SIGUSR1] = self._save
-        # What the caller has the process ignore (nohup, `vae train &` in a script) stays ignored.
-        old = {s: signal.signal(s, f) for s, f in wanted.items() if signal.getsignal(s) is not signal.SIG_IGN}
-        read, write = os.pipe()
-        os.set_blocking(write, False)
-        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        listener = threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True)
-        listener.start()
-        _listening = True
-        try:
-            yield
-        finally:
-            _listening = False
-            signal.set_wakeup_fd(before)
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            os.close(write)  # which ends the listener
-            listener.join()
-            os.close(read)
+        old: dict[int, Any] = {}
+        with ExitStack() as undo:
+            undo.callback(signal.set_wakeup_fd, outer)
+            read, write = os.pipe()
+            undo.callback(os.close, read)
+            undo.callback(os.close, write)
+            os.set_blocking(write, False)
+            listener = threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True)
+            listener.start()
+            undo.callback(listener.join)
+            # Not by closing the pipe, which forked readers hold open as well.
+            undo.callback(os.write, write, ENOUGH)
+            try:
+                signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+                _listening = True
+                # What the caller has the process ignore (nohup, `vae train &` in a script) stays ignored.
+                heard = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+                old.update((number, signal.signal(number, wanted[number])) for number in heard)
+                yield
+            finally:
+                for number, handler in old.items():
+                    signal.signal(number, handler)
+                _listening = was_listening
+                signal.set_wakeup_fd(-1)
 
     def _listen(self, read: int) -> None:
         """A handler runs between two lines of Python, and one call into torch may take long: here signals are heard at
         once."""
-        while numbers := os.read(read, 64):
-            for number in numbers:
+        while True:
+            for number in os.read(read, 64):
                 if number in STOPPING:
                     self._hear("listener", number)
+                elif number == ENOUGH[0]:
+                    return
 
     def _stop(self, number: int, _: Any) -> None:
         self._hear("handler", number)
@@ -91,10 +104,16 @@ class Stop:
         """
         self._heard[who] += 1
         if self._heard[who] > 1:
-            os._exit(128 + number)  # the last committed checkpoint is intact by construction
-        if self._told.acquire(blocking=False):
-            self.signal = number
+            self._again(number)
+        elif self._telling.acquire(blocking=False):
+            self._first(number)
             output.notice("stopping after this step and saving; press again to stop now")
+
+    def _first(self, number: int) -> None:
+        self.signal = number
+
+    def _again(self, number: int) -> None:
+        os._exit(128 + number)  # the last committed checkpoint is intact by construction
 
     def _save(self, number: int, _: Any) -> None:
         self.saves += 1

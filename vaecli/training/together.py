@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vaecli import device as devices
-from vaecli import output
 from vaecli.batch import Batch
 from vaecli.config import RunConfig
 from vaecli.data.base import Stream
@@ -253,7 +252,7 @@ class StopTogether(Stop):
     def __init__(self, max_seconds: float | None, group: Group) -> None:
         super().__init__(max_seconds)
         self._group = group
-        self._told, self._asked, self._over = 0, 0, False
+        self._number, self._asked, self._over = 0, 0, False
 
     @property
     def reason(self) -> str | None:
@@ -262,16 +261,15 @@ class StopTogether(Stop):
         return "time limit" if self._over else None
 
     def agree(self) -> None:
-        told, over, self.saves = self._group.largest([self._told, int(super().reason == "time limit"), self._asked])
+        told, over, self.saves = self._group.largest([self._number, int(super().reason == "time limit"), self._asked])
         self.signal, self._over = told or None, bool(over)
 
-    def _stop(self, number: int, _: Any) -> None:
-        if self._told and not self._group.first:
-            return  # torchrun and the terminal may both have told it
-        if self._told:
-            os._exit(128 + number)
-        self._told = number
-        output.notice("stopping after this step and saving; press again to stop now")
+    def _first(self, number: int) -> None:
+        self._number = number
+
+    def _again(self, number: int) -> None:
+        if self._group.first:  # the others may have been told by torchrun and by the terminal
+            super()._again(number)
 
     def _save(self, number: int, _: Any) -> None:
         self._asked += 1
