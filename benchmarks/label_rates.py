@@ -7,13 +7,15 @@ table; writes a figure.
 MNIST is trained by the preset semafo-mnist-small. The sprites have four factors, and positions of 32 values each: of
 fewer labels than a fiftieth some have none, which training refuses. Control is how often an image that was asked for is
 read as what was asked by one who learned all labels, label how often a label is read from an image, both the mean over
-factors. All numbers are of held-out images; runs that are there are not trained again.
+factors; DCI is disentanglement of the latents of the image alone (z0), not of the labels' levels. All numbers are of
+held-out images; runs that are there are not trained again, and refused where they are of another number of steps.
 """
 
 import argparse
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,18 @@ def trained(data: str, rate: float | None, steps: int) -> tuple[object, ...]:
 
 
 def measured(data: str, folder: Path, rate: float | None, seed: int, steps: int) -> dict[str, float | None]:
-    name = f"vae-s{seed}" if rate is None else f"labels-{rate:g}-s{seed}"
+    name = f"{Path(data).stem}-vae-s{seed}" if rate is None else f"{Path(data).stem}-labels-{rate:g}-s{seed}"
     kept = folder / f"{name}.json"
     if not kept.exists():
         placed = ("--runs-dir", folder, "--name", name, "--resume", "auto")
         vae("train", *trained(data, rate, steps), "--seed", seed, *placed)
-        wanted = ("--split", "test", "--samples", 10000) if data == "mnist" else ("--split", "val", "--metrics", "dci")
-        kept.write_text(vae("analyze", folder / name, *wanted, "--json", *([] if rate is None else ["--control"])))
-    return numbers(json.loads(kept.read_text()))
+        wanted = ("--split", "test", "--samples", 10000) if data == "mnist" else ("--split", "val")
+        more = ("--metrics", "dci") if rate is None and data != "mnist" else () if rate is None else ("--control",)
+        kept.write_text(vae("analyze", folder / name, *wanted, *more, "--json"))
+    record = json.loads(kept.read_text())
+    if data != "mnist" and record["step"] != steps:
+        sys.exit(f"{kept} is of {record['step']:,} steps")
+    return numbers(record)
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float | None]:
@@ -59,7 +65,8 @@ def numbers(record: dict[str, Any]) -> dict[str, float | None]:
     }
     if record.get("samples"):
         return {**found, "FCD": record["samples"]["fcd"]}
-    dci = next(metric["values"]["disentanglement"] for metric in record["metrics"] if metric["name"] == "dci")
+    metrics = control.get("disentanglement") or record["metrics"]
+    dci = next(metric["values"]["disentanglement"] for metric in metrics if metric["name"] == "dci")
     return {**found, "DCI": dci}
 
 
