@@ -1,6 +1,7 @@
 """The explorer: what sliders show is what `vae decode` gives, in the page alone (Node, Chromium) and by the server."""
 
 import base64
+import http.client
 import json
 import re
 import shutil
@@ -265,6 +266,9 @@ def test_only_who_knows_the_token_is_answered(served: Served) -> None:
     long = b"0" * (32 << 20)  # more than the socket holds: unread, the connection is reset before the answer is had
     assert served.ask("decode", long)[0] == 413
     assert served.ask(root + "/decode", long)[0] == 404
+    boastful = http.client.HTTPConnection(root.split("/")[2], timeout=60)
+    boastful.request("POST", "/" + served.url.split("/")[3] + "/decode", headers={"Content-Length": "9" * 5000})
+    assert boastful.getresponse().status == 413
 
 
 def test_the_served_page_shows_what_decode_gives(served: Served, run: Path, browser: Browser) -> None:
