@@ -5,8 +5,7 @@
 
 What needs no training is computed for each seed, in DIR, and found again there. Of trained systems (dc-ign, infogan,
 vae, beta-vae; several runs of a name are its seeds) the runs are given. The published number of steps is known of none
-but InfoGAN, of a later paper. Ground truth, random codes and the untrained network are scored on 60,000 images drawn at
-random, pixels on 10,000, all others on all 737,280.
+but InfoGAN, of a later paper. Scores are of 60,000 images drawn at random, of pixels 10,000.
 """
 
 import argparse
@@ -20,14 +19,15 @@ from semafo import vae
 
 from vaecli.training import seeds as several_seeds
 
+IMAGES = 60_000
 DSPRITES = ("--data", "dsprites", "-S", "data.holdout=0")
 FREE = {  # name: its training, the images it is scored on, and whether the seed changes what is scored
-    "ground truth": ((*DSPRITES, "--model", "factors"), 60000, False),
-    "PCA, 10 whitened": (("-p", "pca-white-dsprites"), None, False),
-    "ICA": (("-p", "ica-dsprites"), None, True),
-    "PCA turned at random": (("-p", "pca-white-dsprites", "-S", "model.name=random-rotation"), None, True),
-    "random codes": ((*DSPRITES, "--model", "random"), 60000, True),
-    "VAE, untrained": (("-p", "beta-vae-dsprites", "--steps", 0), 60000, True),
+    "ground truth": ((*DSPRITES, "--model", "factors"), IMAGES, False),
+    "PCA, 10 whitened": (("-p", "pca-white-dsprites"), IMAGES, False),
+    "ICA": (("-p", "ica-dsprites"), IMAGES, True),
+    "PCA turned at random": (("-p", "pca-white-dsprites", "-S", "model.name=random-rotation"), IMAGES, True),
+    "random codes": ((*DSPRITES, "--model", "random"), IMAGES, True),
+    "VAE, untrained": (("-p", "beta-vae-dsprites", "--steps", 0), IMAGES, True),
     "raw pixels": ((*DSPRITES, "--model", "pixels"), 10000, False),
 }
 PAPER = {
@@ -44,11 +44,10 @@ COLUMNS = {
 }
 
 
-def scored(run: Path, limit: int | None, seed: int, kept: Path) -> dict[str, Any]:
+def scored(run: Path, limit: int, seed: int, kept: Path) -> dict[str, Any]:
     """What `vae analyze` says of it with this seed."""
     if not kept.exists():
-        images = () if limit is None else ("--limit", limit)
-        kept.write_text(vae("analyze", run, "--split", "all", *images, "--seed", seed, *METRICS))
+        kept.write_text(vae("analyze", run, "--split", "all", "--limit", limit, "--seed", seed, *METRICS))
     return dict(json.loads(kept.read_text()))
 
 
@@ -91,7 +90,7 @@ def main() -> None:
         name, _, run = text.partition("=")
         trained.setdefault(name, []).append(Path(run))
     for name, runs in trained.items():
-        several = [scored(run, None, 0, given.folder / f"{name}-{'-'.join(run.parts)}.json") for run in runs]
+        several = [scored(run, IMAGES, 0, given.folder / f"{name}-{'-'.join(run.parts)}.json") for run in runs]
         print(line(name, steps_of(name, several), several), flush=True)
     for name in FREE:
         print(line(name, "", free(given.folder, name, several_seeds.parse(given.seeds))), flush=True)
