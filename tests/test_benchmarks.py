@@ -118,3 +118,41 @@ def test_checks() -> None:
     assert re.findall(r"^(with checks|without, once more): [\d.]+ times", out, flags=re.M) == [
         "with checks", "without, once more",
     ]  # fmt: skip
+
+
+def test_numbers_are_what_their_columns_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of records whose values are known: DCI is that of z0 where there are labels' levels beside it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import higgins_table
+    import label_rates
+    import mnist_family
+
+    def dci(value: float) -> list[dict[str, object]]:
+        return [{"name": "mig", "values": {"mig": 9.0}}, {"name": "dci", "values": {"disentanglement": value}}]
+
+    read = [{"q": {"share": 0.5}}, {"q": {"share": 0.7}}]
+    control = {
+        "control_accuracy": [{"share": 0.2}, {"share": 0.4}],
+        "label_accuracy": read,
+        "disentanglement": dci(0.3),
+    }
+    record = {"totals": {"recon": 12.0}, "metrics": dci(0.9), "control": control}
+    found = label_rates.numbers(record)
+    assert found == {"control": pytest.approx(0.3), "label": pytest.approx(0.6), "E log p(x|z)": -12.0, "DCI": 0.3}
+    assert label_rates.numbers({"totals": {"recon": 12.0}, "metrics": dci(0.9)})["DCI"] == 0.9
+
+    def scores(higgins: float, mig: float) -> dict[str, object]:
+        of = {"beta-vae-higgins": {"accuracy": higgins, "best_half": higgins + 0.1}, "mig": {"mig": mig}}
+        of["beta-vae-converged"] = {"accuracy": 0.75}
+        return {"step": 10, "metrics": [{"name": name, "values": values} for name, values in of.items()]}
+
+    line = higgins_table.line("vae", "10", [scores(0.5, 0.1), scores(0.7, 0.3)])
+    cells = "60.0 ± 14.1 | 70.0 ± 14.1 | 75.0 ± 0.0 | 0.200 ± 0.141 | 2 | 10"
+    assert line == f"| vae | 61.58 ± 0.5 | {cells} |"
+    assert higgins_table.steps_of("infogan", [scores(0, 0)]) == "10 of 288,000 (InfoGAN-CR)"
+
+    totals = {"elbo": -100.0, "recon": 80.0, "kl": 20.0, "active_units": 3, "latents": 5}
+    samples = {"fcd": 7.5, "precision": 0.5, "recall": 0.25, "drawn_from": "the prior"}
+    line = mnist_family.line("vae-mnist", {"step": 9, "totals": totals, "nll": None, "samples": samples}, 20)
+    assert line == "| vae-mnist | 9 of 20 | -100.00 | 80.00 | 20.00 |  |  | 3 of 5 | 7.5 | 0.50 | 0.25 | the prior |"
+    assert mnist_family.whole("two-stage-vae-mnist") == 50_000
