@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vaecli.commands import reproduce
 from vaecli.presets import rows
 
@@ -51,7 +53,8 @@ def machine() -> str:
     if Path("/proc/cpuinfo").is_file():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}"
 
 
 def commit() -> str:
@@ -69,11 +72,11 @@ def run(names: Sequence[str], runs: str) -> dict[str, Any]:
     return printed
 
 
-def keep(printed: Mapping[str, Any], folder: Path, of: str) -> None:
+def keep(printed: Mapping[str, Any], folder: Path, of: str, where: str) -> None:
     """A file a row."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in printed["rows"]:
-        stored = {**record, "machine": machine(), "commit": of}
+        stored = {**record, "machine": where, "commit": of}
         path = folder / f"{record['row']}.json"
         path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
@@ -147,15 +150,16 @@ def main() -> None:
     parser.add_argument("rows", nargs="*")
     parser.add_argument("--record", action="append", default=[], metavar="FILE")
     parser.add_argument("--commit", default=None, help="what --record was made with, where it is not what is here")
+    parser.add_argument("--machine", default=None, help="the same: processor, cores, GPU")
     parser.add_argument("--runs", default="runs/reproduce")
     parser.add_argument("--records", default=str(ROOT / "docs" / "reproduce"))
     parser.add_argument("-o", "--output", default=str(ROOT / "docs" / "reproduce.md"))
     arguments = parser.parse_args()
     folder = Path(arguments.records)
     for name in arguments.rows:
-        keep(run([name], arguments.runs), folder, commit())
+        keep(run([name], arguments.runs), folder, commit(), machine())
     for file in arguments.record:
-        keep(json.loads(Path(file).read_text()), folder, arguments.commit or commit())
+        keep(json.loads(Path(file).read_text()), folder, arguments.commit or commit(), arguments.machine or machine())
     text = page(folder)
     if arguments.output == "-":
         print(text)

@@ -37,7 +37,8 @@ def _world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: py
     for name in ("VAE_RUNS_DIR", "VAE_PRESET_PATH", "VAE_DEVICE", "VAE_DEBUG", "FORCE_COLOR", "PYTHONSAFEPATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(output, "_quiet", False)  # what a test before this one may have asked for
-    monkeypatch.setenv("VAE_DEVICE", "cpu")
+    # VAE_TEST_DEVICE=cuda lets the commands of all tests run on a GPU.
+    monkeypatch.setenv("VAE_DEVICE", os.environ.get("VAE_TEST_DEVICE", "cpu"))
     monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "vae-cache"))
     monkeypatch.setenv("VAE_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)

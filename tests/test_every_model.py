@@ -155,9 +155,13 @@ def same_run(a: Path, b: Path) -> None:
 
     def records(run: Path) -> list[dict[str, object]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in r.items() if k != "seconds"} for r in lines]
+        return [{k: v for k, v in r.items() if k not in ("seconds", "weights")} for r in lines]
+
+    def weights(run: Path) -> list[dict[str, float]]:
+        return [json.loads(line).get("weights", {}) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
     assert records(a) == records(b)
+    assert weights(a) == [pytest.approx(each) for each in weights(b)]  # a GPU adds equal numbers up in other ways
     assert records(a)
 
 

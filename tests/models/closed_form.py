@@ -34,9 +34,10 @@ class Model(Base):
         self.register_buffer("noise", torch.ones(()))
 
     def fit(self, train: Split, stop: Callable[[], bool], progress: Callable[[float], None]) -> None:
-        seen, sum_P, squares_PP = 0, torch.zeros(self.info.pixels).double(), torch.zeros(()).double()
+        where = self.device
+        seen, sum_P, squares_PP = 0, torch.zeros(self.info.pixels, device=where).double(), torch.zeros((), device=where)
         for batch in train.batches(32):
-            x_BP = batch.x_BCHW.flatten(1).double()
+            x_BP = batch.x_BCHW.to(where).flatten(1).double()
             seen, sum_P, squares_PP = seen + len(x_BP), sum_P + x_BP.sum(0), squares_PP + x_BP.T @ x_BP
             progress(seen)
             if stop():
@@ -52,7 +53,7 @@ class Model(Base):
         self.axes_PD.copy_(vectors[:, -d:].flip(1) * (values[-d:].flip(0) - values[:-d].mean()).sqrt())
 
     def q(self, level: str, features: Tensor, given: Values) -> Distribution:
-        m_DD = self.axes_PD.T @ self.axes_PD + self.noise * torch.eye(len(self.variance_D))
+        m_DD = self.axes_PD.T @ self.axes_PD + self.noise * torch.eye(len(self.variance_D), device=self.device)
         mean_BD = torch.linalg.solve(m_DD, self.axes_PD.T @ (features.flatten(1) - self.mean_P).T).T
         return Gaussian(mean_BD, (self.noise / self.variance_D).log().expand_as(mean_BD))
 

@@ -97,7 +97,7 @@ def latents(
             x_BCHW = batch.x_BCHW.to(where)
             z_BD = model.flatten(model.infer(x_BCHW).values)
             nothing_B = torch.full((len(z_BD),), math.nan, dtype=torch.float64)
-            nll_B = model.nll(x_BCHW, z_BD, hyper) if model.has_likelihood else nothing_B
+            nll_B = model.nll(x_BCHW, z_BD, hyper).cpu() if model.has_likelihood else nothing_B
             drawn_BD = source.table(len(z_BD))
             gains, prior_gains, sizes = [], [], []
             for i in range(d):
@@ -110,10 +110,10 @@ def latents(
                     continue
                 alone = model.has_likelihood and not kept[i]
                 changed_BD[:, i] = 0.0 if mean_D is None else mean_D[i].to(where, z_BD.dtype)
-                gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B if alone else nothing_B)
+                gains.append(model.nll(x_BCHW, changed_BD, hyper).cpu() - nll_B if alone else nothing_B)
                 if drawn_BD is not None:
                     changed_BD[:, i] = drawn_BD[:, i]
-                    prior_gains.append(model.nll(x_BCHW, changed_BD, hyper) - nll_B if alone else nothing_B)
+                    prior_gains.append(model.nll(x_BCHW, changed_BD, hyper).cpu() - nll_B if alone else nothing_B)
                 # Not below the resolution of the numbers, where a latent hardly varies.
                 step = max(0.01 * float(scale_D[i]), 1e-3 * float(z_BD[:, i].abs().mean()), 1e-6)
                 changed_BD[:, i] = z_BD[:, i] + step

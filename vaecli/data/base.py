@@ -300,7 +300,10 @@ class Dataset:
         labels = self.labels if labels is None else labels
         index_B = index_B.to(self.images.device)
         x_BCHW, index_B = self.images.gather(index_B), index_B % len(self.images)
-        seen, truth = (None if table is None else table.index_select(0, index_B) for table in (labels, self.labels))
+        seen, truth = (
+            None if table is None else table.index_select(0, index_B.to(table.device))
+            for table in (labels, self.labels)
+        )
         return Batch(x_BCHW, index_B, seen, truth)
 
 

@@ -7,6 +7,7 @@ the host reads the device only at boundaries. `StaticSteps` computes what `updat
 from the same noise; unrecorded it runs on any device, which is how it is tested where there is no GPU.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -221,7 +222,9 @@ class StaticSteps:
         mode = torch.cuda.get_sync_debug_mode()
         try:
             # A host that waits for the device is told so before CUDA is, which leaves the recording in good order.
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings():  # that this mode does not see everything
+                warnings.simplefilter("ignore", UserWarning)
+                torch.cuda.set_sync_debug_mode("error")
             with torch.cuda.graph(graph, stream=self._side), Noise(self.generator):
                 self.compute()
         except Exception as error:  # models are anyone's, and plain steps will say more
