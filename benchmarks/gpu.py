@@ -4,10 +4,10 @@
     python benchmarks/gpu.py RUNS --steps 20000 --net burgess --precision bf16 --seeds "0;0-9"
 
 The images are all 737,280 of dSprites, batches 64, Adam with 1e-4, beta = 4, ten latents. For each list of seeds one
-process of `vae train` trains them into RUNS; the table says how long the whole command took, with its start, its
-evaluations and its checkpoints, how long the steps took by the run's own clock, and the microseconds a step of one seed
-that makes. `plain` is a loop as one writes it oneself on the same net, the images in the GPU's memory, launched kernel
-by kernel, timed over --plain-steps steps after 200.
+process of `vae train` trains them into RUNS: how long the whole command took, with its start, its evaluation and its
+checkpoint; how long the steps after the first tenth took by the run's own clock, as if of all; and the microseconds a
+step of one seed that makes. `plain` is a loop as one writes it oneself on the same net, the images in the GPU's memory,
+launched kernel by kernel, timed over --plain-steps steps after 200.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def ours(runs: Path, net: str, precision: str, seeds: str, steps: int) -> dict:
     command = [
         *[sys.executable, "-P", "-m", "vaecli", "train", *IMAGES, *model(net), "--steps", str(steps), "--json"],
         *["--batch-size", "64", "--lr", "1e-4", "-S", f"train.precision={precision}", "--seeds", seeds],
-        *["-S", "train.log_every=1000", "-S", "train.keep=1", "-S", f"train.eval_every={max(1, steps // 10)}"],
-        *["-S", f"train.save_every={max(1, steps // 10)}", "--device", "cuda", "--runs-dir", str(runs), "--name", name],
+        *["-S", f"train.log_every={steps // 10}", "-S", "train.keep=1", "-S", f"train.eval_every={steps}"],
+        *["-S", f"train.save_every={steps}", "--device", "cuda", "--runs-dir", str(runs), "--name", name],
     ]
     before = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -22,9 +22,6 @@ def ready(model: Model, config: RunConfig, where: torch.device) -> Model:
         )
     model.precision = config.train.precision
     model.to(where)
-    if where.type == "cuda" and config.train.fast:
-        # In float32, and among deterministic kernels, the ones first thought of are twice as slow.
-        torch.backends.cudnn.benchmark = True
     if config.train.fast and (applied := fast.accelerate(model)):
         output.notice("fast       " + ", ".join(applied))
     return model
