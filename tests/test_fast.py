@@ -560,3 +560,29 @@ def test_a_resumed_convolutional_run_is_bit_exact(optimizer: str, vae: Callable[
     files = [Path("runs") / name / "checkpoints/latest/model.safetensors" for name in ("straight", "twice")]
     a, b = map(load_file, files)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- which kernels
+
+
+def test_on_a_cpu_every_run_repeats_itself(vae: Callable[..., Result]) -> None:
+    for name, settings in (("a", ()), ("b", ("-S", "train.deterministic=false"))):
+        done = vae("train", *TINY, "--steps", 12, "--runs-dir", "runs", "--name", name, *settings)
+        assert done.code == 0 and ("repeat themselves" in done.err) is (name == "b"), done.err
+    a, b = (load_file(Path(f"runs/{name}/checkpoints/latest/model.safetensors")) for name in "ab")
+    assert a and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_gpu_takes_the_quickest_kernels_where_it_may(deterministic: bool, vae: Callable[..., Result]) -> None:
+    before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    try:
+        setting = ("-S", f"train.deterministic={str(deterministic).lower()}")
+        done = vae("train", *TINY, "--steps", 12, "--runs-dir", "runs", "--device", "cuda", *setting)
+        assert done.code == 0, done.err
+        assert (torch.get_deterministic_debug_mode() == 1) is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -37,8 +37,9 @@ class TrainConfig(Section):
     eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
     save_every: PositiveInt = 5_000
     keep: PositiveInt = 2  # checkpoints kept, newest first
-    fast: bool = True  # the faster equivalents of vaecli.fast, where they work
+    fast: bool = True  # the faster equivalents of vaecli.speed, where they work
     precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does
+    deterministic: bool = True  # false, on a GPU: whichever kernels are quickest, and no run is repeated to the digit
     log: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default=[])  # told what metrics.jsonl is
 
     def in_stage(self, step: int) -> int:

@@ -20,6 +20,10 @@ def ready(model: Model, config: RunConfig, where: torch.device) -> Model:
             f"train.precision is bf16, but {device.describe(where)} has no bfloat16 arithmetic",
             "leave train.precision at fp32",
         )
+    if not config.train.deterministic and where.type == "cuda":
+        device.quickest()
+    elif not config.train.deterministic and where.type == "cpu":
+        output.notice("on a CPU runs repeat themselves, with train.deterministic=false too")
     model.precision = config.train.precision
     model.to(where)
     if config.train.fast and (applied := fast.accelerate(model)):
