@@ -77,7 +77,10 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
     assert ("nats" in vae("reconstruct", "runs/r", "-n", 3, "-o", "r2.png").err) <= model.has_likelihood
     analysis = vae("analyze", "runs/r", "--json")
     assert analysis.code == 0, analysis.err
-    compare_elbo("runs/r", json.loads(analysis.out)["totals"].get("elbo"))
+    told = json.loads(analysis.out)
+    compare_elbo("runs/r", told["totals"].get("elbo"))
+    judged = [level["latents"] for level in told["levels"] if "active_units" in level]
+    assert told["totals"]["latents"] == sum(judged) if judged else told["totals"]["active_units"] is None
     likely = vae("analyze", "runs/r", "--nll", 30, "--nll-images", 20, "--json")
     if likely.code == 0:
         nll = json.loads(likely.out)["nll"]

@@ -131,7 +131,7 @@ def totals(stats: Statistics) -> dict[str, int | float | None]:
         "recon": stats.recon,
         "recon_standard_error": stats.recon_error,
         "kl": stats.kl,
-        "latents": len(stats.mean_D),
+        "latents": stats.judged or len(stats.mean_D),  # those that active_units are of
         "active_units": stats.active,
         "latents_with_kl": stats.worth,
     }
