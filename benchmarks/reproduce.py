@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument("--records", default=str(ROOT / "docs" / "reproduce"))
     parser.add_argument("-o", "--output", default=str(ROOT / "docs" / "reproduce.md"))
     arguments = parser.parse_args()
+    if arguments.rows and (arguments.machine or arguments.commit):
+        parser.error("--machine and --commit are of --record; rows are run here and now")
     folder = Path(arguments.records)
     for name in arguments.rows:
         keep(run([name], arguments.runs), folder, commit(), machine())

@@ -1,8 +1,9 @@
 """Noise that belongs to an image: its distribution, and that no number of a checkpoint depends on the batches."""
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import Result
 from torch import Tensor
 
-from vaecli import data, models, noise, registry
+from vaecli import data, device, models, noise, registry
 from vaecli.analysis.gathering import latent_statistics
 from vaecli.batch import Batch
 from vaecli.commands._groups import Column, Group, Run, Summary, best_of
@@ -177,3 +178,36 @@ def test_no_winner_within_the_errors() -> None:
     assert best_of(column, by_seeds) == []  # 1 is less than 2 sqrt(2 / 3)
     by_seeds[1].values["elbo"] = Summary(-98.0, 1.0)
     assert best_of(column, by_seeds) == [1]
+
+
+# ---- the caller's generators
+
+
+def test_generators_set_aside_are_those_of_every_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[list[int]] = []
+
+    @contextlib.contextmanager
+    def fork(devices: object) -> Iterator[None]:
+        kept.append(list(devices))  # type: ignore[call-overload]
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    for used in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with device.aside():
+            pass
+    assert kept == [[], [0, 1]]
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_seeded_aside_changes_no_generator(where: str) -> None:
+    torch.randn(3, device=where)
+    state = torch.get_rng_state() if where == "cpu" else torch.cuda.get_rng_state()
+    with device.aside():
+        device.seed(5, "anything")
+        first = torch.randn(3, device=where)
+    assert torch.equal(state, torch.get_rng_state() if where == "cpu" else torch.cuda.get_rng_state())
+    with device.aside():
+        device.seed(5, "anything")
+        assert torch.equal(first, torch.randn(3, device=where))

@@ -71,6 +71,20 @@ def test_a_row_is_trained_measured_and_judged(row: Callable[..., None], vae: Cal
     assert "squares\tlatents\t3\t0\t3\tholds" in again.out
 
 
+def test_a_run_is_named_by_what_its_preset_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_PRESET_PATH", "presets")
+    Path("presets").mkdir()
+    Path("presets/base.yaml").write_text("# Base\nmodel: {name: vae, latent_dim: 2}\n")
+    preset, words = Path("presets/mine.yaml"), ["--preset", "mine", "--seed", "0"]
+    names = []
+    for text in ("model: {beta: 1}", "# Other words\nmodel: {beta: 1}", "model: {beta: 2}", "model: {beta: 1}"):
+        preset.write_text(f"# Mine\nextends: base\n{text}\n")
+        names.append(reproduce._named_by(words))
+    assert names[0] == names[1] == names[3] != names[2]
+    Path("presets/base.yaml").write_text("# Base\nmodel: {name: vae, latent_dim: 3}\n")
+    assert reproduce._named_by(words) != names[0]
+
+
 @pytest.mark.parametrize(
     "judge",
     [

@@ -1,7 +1,9 @@
 """Where tensors live and where randomness comes from."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -26,6 +28,8 @@ def pick(name: str = "auto") -> torch.device:
         raise ConfigError(f"no device is called {name!r}; there are: {', '.join(NAMES)}")
     if name not in available() and name != "cuda:0":
         raise MachineError(f"device {name!r} is not available here", f"available: {', '.join(available())}")
+    if name.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean it, in training and after; bf16 is there for speed
     return torch.device(name)
 
 
@@ -58,6 +62,20 @@ def seed(*keys: int | str) -> None:
         torch.mps.manual_seed(number)
 
 
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Within, torch's generators may be seeded and drawn from, on every device; afterwards they are where they were."""
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = range(torch.cuda.device_count()) if used else ()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
+
+
 def deterministic(device: torch.device) -> None:
     """Reproducible kernels: on the CPU always; on CUDA too, where an operation allows it."""
     if device.type == "cuda":
@@ -67,7 +85,6 @@ def deterministic(device: torch.device) -> None:
     # A help in finding reads of memory that nothing has written; it costs a sixth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean it; bf16 is there for speed
 
 
 def quickest() -> None:

@@ -190,7 +190,7 @@ def _dirichlet(noise: ByImage, concentration: Tensor, *args: Any, **kwargs: Any)
     rows = noise._keys(tuple(concentration.shape))
     if rows is None or rows[1] != 0:
         return None
-    with torch.random.fork_rng(devices=[]):
+    with devices.aside():
         found = []
         for key, row in zip(rows[0].tolist(), concentration.detach().cpu(), strict=True):
             torch.default_generator.manual_seed(key >> 1)

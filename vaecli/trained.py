@@ -87,7 +87,7 @@ class Trained:
         them; no log-variances where a latent has none. ConfigError where the model infers no latents."""
         reconstruct_command.require_latents(self._loaded)
         view = self._data(images).split("all")
-        with torch.random.fork_rng(devices=[]):
+        with devices.aside():
             found = code_files.run_encoder(self._encoder, view, len(view), at_once(self.info.shape))
         logvar = found.get("logvar")
         return Codes(_as(images, found["mean"]), None if logvar is None else _as(images, logvar))
@@ -100,7 +100,7 @@ class Trained:
             raise InputError(f"codes must be numbers of shape (N, {len(names)}), not {tuple(z_ND.shape)}")
         if not bool(z_ND.isfinite().all()):
             raise InputError("the codes are not finite")
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(), devices.aside():
             parts = [x for x, _ in decode_command.decode(self._loaded.model, z_ND, at_once(self.info.shape))]
         return _as(codes, torch.from_numpy(np.concatenate(parts) if parts else np.empty((0, *self.info.shape), "f4")))
 
@@ -118,7 +118,7 @@ class Trained:
         """As `sample`, with the latents of all levels that the images are of, float32 (n, D)."""
         if n < 1 or not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"n is {n} and temperature {temperature}: at least 1 and at least 0 are needed")
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(), devices.aside():
             devices.seed(seed, "sample")
             images, codes = zip(*sample_command.draw(self._source, n, temperature), strict=True)
         return np.concatenate(images), np.concatenate(codes)
@@ -128,7 +128,7 @@ class Trained:
         `vae reconstruct` draws them. ConfigError where the model infers no latents."""
         reconstruct_command.require_latents(self._loaded)
         x_NCHW = self._images(images)
-        with torch.random.fork_rng(devices=[]):
+        with devices.aside():
             devices.seed(seed, "reconstruct")
             found_NCHW = reconstruct_command.outputs(self._loaded, x_NCHW)[0]
         return _as(images, found_NCHW)
@@ -143,7 +143,7 @@ class Trained:
             raise ConfigError(f"k is {k}; it must be at least 1")
         view = self._data(images).split("all")
         model, hyper = self._encoder.model, self._loaded.hyper
-        with torch.random.fork_rng(devices=[]):
+        with devices.aside():
             refused = likelihood.refusal(model, view.take(2).x_BCHW, hyper)
             if refused is not None:
                 raise ConfigError(f"there is no -log p(x): {refused}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vaecli.analysis.codes import Array
-from vaecli.device import derive
+from vaecli.device import aside, derive
 from vaecli.objectives.total_correlation import log_mixture
 
 POINTS = 2048  # draws from q(z) over which the information terms are averaged, where the budget allows
@@ -403,7 +403,7 @@ def classifier(
     centre, scale = train_x.mean(dim=0), train_x.std(dim=0).clamp(min=1e-12)
     train_x, test_x = (train_x - centre) / scale, (torch.cat([q_test, p_test]) - centre) / scale
     train_y = torch.cat([torch.ones(m), torch.zeros(m)])
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with aside(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(derive(seed, "classifier"))
         net = nn.Sequential(nn.Linear(mean_ND.shape[1], 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
         optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=1e-3)

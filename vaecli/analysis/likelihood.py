@@ -79,7 +79,7 @@ def refusal(model: Model, x_BCHW: Tensor, hyper: Hyper) -> str | None:
         return f"{name} has no likelihood p(x|z)"
     if hidden := [level.name for level in model.levels if not level.inferred]:
         return f"nothing in {name} infers {' and '.join(hidden)} from an image"
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(), devices.aside():
         x_BCHW = x_BCHW.to(model.device)
         values: Values = {}
         features, posteriors = model.features(x_BCHW), {}

@@ -184,7 +184,7 @@ def _steps(images: int) -> int:
 
 def _fresh(shape: tuple[int, int, int], sizes: tuple[int, ...], seed: int) -> Classifier:
     """With first weights that depend on `seed` alone; the caller's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with devices.aside():
         torch.default_generator.manual_seed(devices.derive(seed, "oracle"))
         return Classifier(shape, sizes)
 

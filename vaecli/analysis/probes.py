@@ -244,7 +244,7 @@ def classifier(z_ND: Tensor, label_N: Tensor, hidden: int = 0, seed: int = 0, st
     train, test = order[: len(order) // 2], order[len(order) // 2 :]
     centre, scale = z_ND[train].mean(dim=0), z_ND[train].std(dim=0).clamp(min=1e-12)
     x_ND, values = ((z_ND - centre) / scale).float(), int(label_N.max()) + 1
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with device.aside(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(device.derive(seed, "probe", hidden))
         x_ND = x_ND.clone()
         layers = [nn.Linear(x_ND.shape[1], hidden), nn.ReLU()] if hidden else []

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import draws, likelihood, samples
 from vaecli.analysis.draws import Source
@@ -97,7 +98,7 @@ def prepare(asked: Request, loaded: Loaded, dataset: Dataset, view: SplitView) -
     if asked.samples is None:
         return None
     source = draws.source(loaded, asked.density)
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(), devices.aside():
         try:
             source.draw(1)
         except NoPrior as error:

@@ -180,7 +180,7 @@ def _plain() -> Iterator[None]:
     checked = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch.no_grad(), devices.aside():
             warnings.simplefilter("ignore")
             devices.seed(0, "export")
             yield

@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vaecli import __version__, output, registry
+from vaecli import __version__, output, presets, registry
 from vaecli.errors import ConfigError, FailedVerdict, InputError, VaeError
 from vaecli.paths import data_dir
 from vaecli.presets import rows
@@ -139,12 +140,21 @@ def _train(row: Row, seed: int, budget: str | None, parent: Path) -> tuple[dict[
         words = shlex.split(_filled(arguments, {"seed": [str(seed)], **before}))
         limit = [] if budget is None else ["--max-time", budget]
         # Named by what is trained, so that rows that need the same run share it.
-        digest = hashlib.sha256(shlex.join(shlex.split(_filled(arguments, before))).encode()).hexdigest()[:8]
+        digest = _named_by(shlex.split(_filled(arguments, before)))
         where = ["--runs-dir", str(parent), "--name", f"{key}-{digest}-s{seed}", "--resume", "auto"]
         record = _say_and_run(row, shlex.join(["train", *words, *where, *limit]))
         complete &= record["status"] == "finished"
         runs[key] = str(record["run"])
     return runs, complete
+
+
+def _named_by(words: Sequence[str]) -> str:
+    """Eight digits for a training: of its arguments, and of what the preset among them says today."""
+    text = shlex.join(words)
+    for flag, name in pairwise(words):
+        if flag in ("--preset", "-p"):
+            text += json_format.dumps(presets.load(name).values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _say_and_run(row: Row, command: str) -> dict[str, Any]:

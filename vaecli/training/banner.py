@@ -142,9 +142,10 @@ def banner(model: Model, config: RunConfig, dataset: Dataset, where: torch.devic
         all_steps = all_stages[-1].end
         epochs = all_steps * config.train.batch_size / train
         alone = f"{_optim_text(players[0])}, " if len(players) == 1 else ""
+        kernels = ", quickest kernels" if where.type == "cuda" and not config.train.deterministic else ""
         output.notice(
             f"training   {all_steps:,} steps of {config.train.batch_size} images ({epochs:.1f} epochs), "
-            f"{alone}{config.train.precision}, seed {config.seed}, {device.describe(where)}"
+            f"{alone}{config.train.precision}{kernels}, seed {config.seed}, {device.describe(where)}"
         )
         for player in players if len(players) > 1 else []:
             stage = next(stage for stage in all_stages if stage.plays(player))

@@ -22,8 +22,8 @@ def ready(model: Model, config: RunConfig, where: torch.device) -> Model:
         )
     if not config.train.deterministic and where.type == "cuda":
         device.quickest()
-    elif not config.train.deterministic and where.type == "cpu":
-        output.notice("on a CPU runs repeat themselves, with train.deterministic=false too")
+    elif not config.train.deterministic:
+        output.notice(f"train.deterministic=false is of no effect on {where.type}")
     model.precision = config.train.precision
     model.to(where)
     if config.train.fast and (applied := fast.accelerate(model)):
