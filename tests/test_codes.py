@@ -1,6 +1,7 @@
 """Codes: what is refused, the cache, and the files they are kept in."""
 
 import io
+import math
 import os
 import sys
 import zipfile
@@ -16,7 +17,7 @@ from conftest import Result
 from safetensors.torch import save_file
 
 from vaecli import data, output
-from vaecli.analysis import codes
+from vaecli.analysis import analyze, codes
 from vaecli.analysis.codes import Table, make
 from vaecli.data.base import Dataset, Floats, SplitView
 from vaecli.errors import InputError, MachineError
@@ -480,3 +481,39 @@ def test_codes_that_do_not_fit_are_refused_before_they_are_made(
     loaded = checkpoint.load(tiny_run, torch.device("cpu"))
     with pytest.raises(MachineError, match="51 codes needs"):
         codes.encode(loaded, data.load(loaded.config.data, loaded.info).split("val"))
+
+
+# ---- latents without a log-variance
+
+
+def test_labels_are_seen_by_metrics_alone() -> None:
+    rng = np.random.default_rng(0)
+    factor_N = rng.integers(0, 3, 3000)
+    label_N3 = np.eye(3)[factor_N]
+    z_N2 = rng.standard_normal((3000, 2)) * [0.8, 0.0]
+    logvar_N2 = np.log(np.broadcast_to([0.36, 1.0], (3000, 2)))
+    nothing = np.full((3000, 3), np.nan)
+    both = codes.make(np.hstack([label_N3, z_N2]), np.hstack([nothing, logvar_N2]), factor_N[:, None], ["f"])
+    assert both.gaussian_D.tolist() == [False] * 3 + [True] * 2
+    found = analyze.analyze_codes(both, metric_names=["mig", "mig-exact"], diagnose=True)
+    totals = found.record()["totals"]
+    assert (totals["latents"], totals["active_units"]) == (2, 1)
+    expected = 0.5 * (np.square(z_N2[:, 0]).mean() + 0.36 - math.log(0.36) - 1)
+    assert totals["kl"] == pytest.approx(expected, rel=1e-9)
+    mig, exact = found.results
+    assert mig.score is not None and mig.score.settings["latents"] == 5
+    assert exact.score is not None and exact.score.settings["latents"] == 2 and exact.score.values["mig_exact"] < 0.05
+    again = codes.read(io.BytesIO(codes.to_npz(both, np.arange(3000))))  # type: ignore[arg-type]
+    assert again.logvar_ND is not None and np.array_equal(again.gaussian_D, both.gaussian_D)
+    header = next(codes.to_csv(both, np.arange(3000))).decode().strip()
+    assert header == "index,z0,z1,z2,z3,z4,z3_logvar,z4_logvar,f"
+    table = codes._read_csv(b"".join(codes.to_csv(both, np.arange(3000))), "c.csv")
+    assert np.allclose(table.latents(both.latent_names, ["f"]), both.mean_ND, rtol=1e-8)
+
+
+def test_a_hole_in_a_log_variance_is_refused() -> None:
+    logvar = np.zeros((4, 2))
+    logvar[2, 1] = np.nan
+    with pytest.raises(InputError, match="row 2"):
+        codes.make(np.zeros((4, 2)), logvar)
+    assert codes.make(np.zeros((4, 2)), np.full((4, 2), np.nan)).logvar_ND is None

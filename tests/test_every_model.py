@@ -81,6 +81,10 @@ def test_all_commands(name: str, toy_models: list[str], vae: Callable[..., Resul
     compare_elbo("runs/r", told["totals"].get("elbo"))
     judged = [level["latents"] for level in told["levels"] if "active_units" in level]
     assert told["totals"]["latents"] == sum(judged) if judged else told["totals"]["active_units"] is None
+    encoded = vae("encode", "runs/r", "-o", "alone.npz", "--json")
+    if encoded.code == 0 and json.loads(encoded.out)["logvar"] and judged:
+        of_codes = json.loads(vae("analyze", "alone.npz", "--json").out)["totals"]
+        assert of_codes["latents"] == told["totals"]["latents"]
     likely = vae("analyze", "runs/r", "--nll", 30, "--nll-images", 20, "--json")
     if likely.code == 0:
         nll = json.loads(likely.out)["nll"]

@@ -84,7 +84,7 @@ class Trained:
 
     def posterior(self, images: Numbers) -> Codes:
         """Images (N, C, H, W) to the means and log-variances of q(z|x), float32 (N, D) each, as `vae encode` writes
-        them; no log-variances where a latent has none. ConfigError where the model infers no latents."""
+        them; without log-variances where a code has none, NaN for labels. ConfigError where no latents are inferred."""
         reconstruct_command.require_latents(self._loaded)
         view = self._data(images).split("all")
         with devices.aside():

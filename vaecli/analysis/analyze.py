@@ -185,7 +185,14 @@ def analyze(
 def analyze_codes(
     codes: Codes, *, metric_names: Sequence[str] = (), diagnose: bool = False, seed: int = 0, lenient: bool = True
 ) -> CodesAnalysis:
-    """What can be said of codes alone; their KL and distances are to N(0, I)."""
+    """What can be said of codes alone; their KL and distances are to N(0, I).
+
+    Latents without a log-variance, where others have one, are the probabilities of labels: the metrics alone see them.
+    """
+    every, gaussian_D = codes, codes.gaussian_D
+    if codes.logvar_ND is not None and not gaussian_D.all():
+        codes = codes.latents_only(gaussian_D)
+        streams.notice(f"{every.latents - codes.latents} of {every.latents} columns are labels: seen by metrics alone")
     m = aggregate.marginals(codes.mean_ND, codes.logvar_ND)
     tensors = {name: None if a is None else torch.from_numpy(a) for name, a in (("s", m.sigma2_D), ("kl", m.kl_D))}
     mean_D, var_D = torch.from_numpy(m.mean_D.copy()), torch.from_numpy(m.var_mu_D.copy())
@@ -209,7 +216,7 @@ def analyze_codes(
     # What to try first is advice about a training, and nothing is known of how these codes were made.
     found = [sentence for sentence in verdict.sentences if not sentence.startswith(("First", "Then"))]
     verdict = Verdict(verdict.name, found)
-    results = _metrics(metric_names, codes, seed, lenient)
+    results = _metrics(metric_names, every, seed, lenient)
     return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results)
 
 

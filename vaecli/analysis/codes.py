@@ -40,12 +40,14 @@ LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
 ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
 LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
 TEXT_COLUMN = re.compile(r"file|.*_name")  # of names: the file of an image, what a factor's value is called
+FORMAT = 2  # of what the cache keeps: since 2 labels have no log-variances
 CACHE_BYTES = 2 << 30  # what the cache keeps, the files used last
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Means, log-variances and true factors of N images. Everything finite; `factors_NK` counts from 0 per factor."""
+    """Means, log-variances and true factors of N images. Everything finite, but for log-variances of latents that have
+    no Gaussian posterior, as the probabilities of labels, which are NaN; `factors_NK` counts from 0 per factor."""
 
     mean_ND: Array  # float64
     logvar_ND: Array | None = None  # float64; None for a deterministic code
@@ -62,6 +64,13 @@ class Codes:
         return int(self.mean_ND.shape[1])
 
     @property
+    def gaussian_D(self) -> Array:
+        """Which latents have a log-variance, bool (D,)."""
+        if self.logvar_ND is None:
+            return np.zeros(self.latents, dtype=bool)
+        return np.asarray(~np.isnan(self.logvar_ND).all(axis=0))
+
+    @property
     def active_D(self) -> Array:
         """Which latents vary with the image: Var_x[mu] > 0.01 (Burda et al. 2016) where there are log-variances, which
         give a scale; else more than 1e-4 of the largest variance."""
@@ -72,7 +81,7 @@ class Codes:
 
     @property
     def kl_D(self) -> Array | None:
-        """E_x[KL(q(z_j|x) || N(0, 1))] in nats, (D,)."""
+        """E_x[KL(q(z_j|x) || N(0, 1))] in nats, (D,); NaN of a latent without log-variance."""
         if self.logvar_ND is None:
             return None
         kl_ND = 0.5 * (np.square(self.mean_ND) + np.exp(self.logvar_ND) - self.logvar_ND - 1.0)
@@ -126,13 +135,16 @@ def make(
         logvar_ND = np.asarray(logvar_ND)
         if logvar_ND.shape != (n, d) or logvar_ND.dtype.kind not in "fiu":
             raise InputError(f"{source}: logvar is {logvar_ND.dtype} {logvar_ND.shape}, the codes are {(n, d)}")
-        logvar_ND = _finite(np.ascontiguousarray(logvar_ND, dtype=np.float64), "logvar", source)
+        logvar_ND = np.ascontiguousarray(logvar_ND, dtype=np.float64)
+        given_D = ~np.isnan(logvar_ND).all(axis=0)
+        _finite(logvar_ND[:, given_D], "logvar", source)
         if len(wild := np.flatnonzero((np.abs(logvar_ND) > LARGEST_LOGVAR).any(axis=1))):
             value = float(np.abs(logvar_ND[wild[0]]).max())
             raise InputError(
                 f"{source}: logvar of row {int(wild[0])} is of size {value:g}: no variance's logarithm",
                 "logvar is the natural logarithm of sigma^2",
             )
+        logvar_ND = logvar_ND if given_D.any() else None
     if factors_NK is not None:
         factors_NK = np.asarray(factors_NK)
         if factors_NK.ndim != 2 or len(factors_NK) != n or factors_NK.shape[1] == 0:
@@ -219,11 +231,12 @@ def run_encoder(
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, torch.Tensor]:
-    """Of the first `count` images `mean` and, where there are variances, `logvar`: float32 (count, D). The model's
-    layers become those of the fast path."""
+    """Of the first `count` images `mean` and, where there are variances, `logvar`: float32 (count, D), NaN for the
+    probabilities of labels, which have no variance of their own. The model's layers become those of the fast path."""
     fast.tune_allocator()
     fast.accelerate(loaded.model)
     means, logvars = [], []
+    label_D = torch.cat([torch.full((level.size,), level.kind == "labels") for level in loaded.model.inferred])
     with torch.inference_mode():
         for start in range(0, count, batch_size):
             index_B = view.indices[start : min(start + batch_size, count)]
@@ -231,7 +244,7 @@ def run_encoder(
             q = loaded.model.posterior(x_BCHW)
             means.append(q.mean_BD.float().cpu())
             if q.logvar_BD is not None:
-                logvars.append(q.logvar_BD.float().cpu())
+                logvars.append(q.logvar_BD.float().cpu().masked_fill(label_D, torch.nan))
             advance(len(index_B))
     return {"mean": torch.cat(means), **({"logvar": torch.cat(logvars)} if logvars else {})}
 
@@ -248,7 +261,7 @@ def _cache_file(loaded: checkpoint.Loaded, view: SplitView, count: int) -> Path 
     if not source.get("sha256"):
         return None
     images = hashlib.sha256(view.indices[:count].cpu().numpy().tobytes()).hexdigest()
-    key = json.dumps([__version__, weights, images, source], sort_keys=True)
+    key = json.dumps([__version__, FORMAT, weights, images, source], sort_keys=True)
     return paths.cache_dir() / "codes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
@@ -305,9 +318,9 @@ def _drop_oldest(folder: Path) -> None:
 
 
 def to_npz(codes: Codes, index_N: Array, texts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> bytes:
-    """`codes` and `logvar` (N, D) float32, `factors` (N, K), `index` (N,), `latent_names` and `factor_names`; what the
-    codes do not have is not there. `index_N` are the images' positions in their data set, `texts` columns of
-    names (`file` is called `files` here)."""
+    """`codes` and `logvar` (N, D) float32 (NaN where a latent has none), `factors` (N, K), `index` (N,), `latent_names`
+    and `factor_names`; what the codes do not have is not there. `index_N` are the images' positions in their data set,
+    `texts` columns of names (`file` is called `files` here)."""
     arrays: dict[str, Array] = {"codes": codes.mean_ND.astype(np.float32)}
     if codes.logvar_ND is not None:
         arrays["logvar"] = codes.logvar_ND.astype(np.float32)
@@ -334,9 +347,10 @@ def to_csv(
     d, k = codes.latents, len(codes.factor_names)
     names, columns, formats = ["index", *codes.latent_names], [index_N[:, None], codes.mean_ND], ["%d", *["%.9g"] * d]
     if codes.logvar_ND is not None:
-        names += [f"{name}_logvar" for name in codes.latent_names]
-        columns.append(codes.logvar_ND)
-        formats += ["%.9g"] * d
+        given = np.flatnonzero(codes.gaussian_D)
+        names += [f"{codes.latent_names[d]}_logvar" for d in given]
+        columns.append(codes.logvar_ND[:, given])
+        formats += ["%.9g"] * len(given)
     if codes.factors_NK is not None:
         names += codes.factor_names
         columns.append(codes.factors_NK)
@@ -359,8 +373,8 @@ def to_parquet(codes: Codes, index_N: Array, texts: Mapping[str, Sequence[str]] 
     columns: dict[str, Any] = {"index": index_N}
     columns |= dict(zip(codes.latent_names, codes.mean_ND.astype(np.float32).T, strict=True))
     if codes.logvar_ND is not None:
-        names = [f"{name}_logvar" for name in codes.latent_names]
-        columns |= dict(zip(names, codes.logvar_ND.astype(np.float32).T, strict=True))
+        for d in np.flatnonzero(codes.gaussian_D):
+            columns[f"{codes.latent_names[d]}_logvar"] = codes.logvar_ND[:, d].astype(np.float32)
     if codes.factors_NK is not None:
         columns |= dict(zip(codes.factor_names, codes.factors_NK.T, strict=True))
     columns = {name: arrow.array(np.ascontiguousarray(column)) for name, column in columns.items()}

@@ -144,6 +144,8 @@ def _problem(metric: ModuleType, codes: Codes, still: str) -> str | None:
 
 
 def _run(name: str, metric: ModuleType, codes: Codes, seed: int, still: str) -> Result:
+    if "logvar" in getattr(metric, "NEEDS", ()):
+        codes = codes.latents_only(codes.gaussian_D)
     with_factors = "factors" in getattr(metric, "NEEDS", ())
     score: Score = metric.score(codes, seed)
     active_D, active, notes = codes.active_D, None, list(score.notes)
