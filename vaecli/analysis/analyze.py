@@ -187,12 +187,13 @@ def analyze_codes(
 ) -> CodesAnalysis:
     """What can be said of codes alone; their KL and distances are to N(0, I).
 
-    Latents without a log-variance, where others have one, are the probabilities of labels: the metrics alone see them.
+    Latents without a log-variance, where others have one, are seen by the metrics alone: probabilities of labels.
     """
     every, gaussian_D = codes, codes.gaussian_D
     if codes.logvar_ND is not None and not gaussian_D.all():
         codes = codes.latents_only(gaussian_D)
-        streams.notice(f"{every.latents - codes.latents} of {every.latents} columns are labels: seen by metrics alone")
+        rest = every.latents - codes.latents
+        streams.notice(f"{rest} of these have no log-variance, as labels have none: metrics alone see them")
     m = aggregate.marginals(codes.mean_ND, codes.logvar_ND)
     tensors = {name: None if a is None else torch.from_numpy(a) for name, a in (("s", m.sigma2_D), ("kl", m.kl_D))}
     mean_D, var_D = torch.from_numpy(m.mean_D.copy()), torch.from_numpy(m.var_mu_D.copy())

@@ -20,10 +20,11 @@ def ready(model: Model, config: RunConfig, where: torch.device) -> Model:
             f"train.precision is bf16, but {device.describe(where)} has no bfloat16 arithmetic",
             "leave train.precision at fp32",
         )
-    if not config.train.deterministic and where.type == "cuda":
-        device.quickest()
-    elif not config.train.deterministic:
-        output.notice(f"train.deterministic=false is of no effect on {where.type}")
+    if not config.train.deterministic:
+        if where.type == "cuda":
+            device.quickest()
+        else:
+            output.notice(f"train.deterministic=false is of no effect on {where.type}")
     model.precision = config.train.precision
     model.to(where)
     if config.train.fast and (applied := fast.accelerate(model)):
