@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_numbers_are_what_their_columns_say(monkeypatch: pytest.MonkeyPatch) -> 
     assert found == {"control": pytest.approx(0.3), "label": pytest.approx(0.6), "E log p(x|z)": -12.0, "DCI": 0.3}
     assert label_rates.numbers({"totals": {"recon": 12.0}, "metrics": dci(0.9)})["DCI"] == 0.9
 
-    def scores(higgins: float, mig: float) -> dict[str, object]:
+    def scores(higgins: float, mig: float) -> dict[str, Any]:
         of = {"beta-vae-higgins": {"accuracy": higgins, "best_half": higgins + 0.1}, "mig": {"mig": mig}}
         of["beta-vae-converged"] = {"accuracy": 0.75}
         return {"step": 10, "metrics": [{"name": name, "values": values} for name, values in of.items()]}
@@ -149,6 +150,12 @@ def test_numbers_are_what_their_columns_say(monkeypatch: pytest.MonkeyPatch) -> 
     line = higgins_table.line("vae", "10", [scores(0.5, 0.1), scores(0.7, 0.3)])
     cells = "60.0 ± 14.1 | 70.0 ± 14.1 | 75.0 ± 0.0 | 0.200 ± 0.141 | 2 | 10"
     assert line == f"| vae | 61.58 ± 0.5 | {cells} |"
+    without = scores(0.5, 0.1)
+    without["metrics"] = [one for one in without["metrics"] if one["name"] != "beta-vae-converged"]
+    assert (
+        higgins_table.line("raw pixels", "", [without])
+        == "| raw pixels | 45.75 ± 0.8 | 50.0 | 60.0 |  | 0.100 | 1 |  |"
+    )
     assert higgins_table.steps_of("infogan", [scores(0, 0)]) == "10 of 288,000 (InfoGAN-CR)"
 
     totals = {"elbo": -100.0, "recon": 80.0, "kl": 20.0, "active_units": 3, "latents": 5}
