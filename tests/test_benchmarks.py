@@ -163,3 +163,29 @@ def test_numbers_are_what_their_columns_say(monkeypatch: pytest.MonkeyPatch) -> 
     line = mnist_family.line("vae-mnist", {"step": 9, "totals": totals, "nll": None, "samples": samples}, 20)
     assert line == "| vae-mnist | 9 of 20 | -100.00 | 80.00 | 20.00 |  |  | 3 of 5 | 7.5 | 0.50 | 0.25 | the prior |"
     assert mnist_family.whole("two-stage-vae-mnist") == 50_000
+
+
+def test_what_a_preset_reached_is_put_into_its_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import presets
+
+    header = "# A title\n#\n# Expect: not measured yet. The paper reports 99.3 %; look\n#   at the latents.\n"
+    header += "# Time: not measured yet.\n"
+    found = {"elbo": -100.04, "recon": 80.0, "kl": 20.04, "active_units": 3, "latents": 5}
+    text = presets.reached({"totals": found})
+    assert text == "ELBO -100.0, reconstruction 80.0, KL 20.0 nats, 3 of 5 latents active"
+    assert presets.reached({"totals": {"active_units": 5, "latents": 5}}) == "all 5 latents active"
+    written = presets.headed(header + "model:\n", f"short: {text}.", f"{presets.duration(5400)}.")
+    said, time = re.findall(r"# (?:Expect|Time): (.*\n(?:#   .*\n)*)", written)
+    assert " ".join(said.replace("#", "").split()) == f"short: {text}. The paper reports 99.3 %; look at the latents."
+    assert time == "1.5 hours.\n" and written.startswith("# A title\n#\n") and written.endswith("\nmodel:\n")
+    assert presets.headed(written, "again", "again") == written
+    assert presets.duration(80) == "80 seconds" and presets.duration(3 * 86400) == "3.0 days"
+
+    (tmp_path / "run.json").write_text(json.dumps({"step": 4, "seconds": 10.0}))
+    lines = [{"kind": "train", "step": 10, "seconds": 9.0}, {"kind": "val", "step": 10}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert presets.step_time(tmp_path) == 2.5
+    lines.append({"kind": "train", "step": 30, "seconds": 10.0})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert presets.step_time(tmp_path) == 0.05
