@@ -125,7 +125,7 @@ def page(folder: Path) -> str:
         lines.append("")
     lines += ["## The numbers", ""]
     for name, record in records.items():
-        lines += _section(name, known[name].summary, record)
+        lines += _section(known[name], record)
     return "\n".join(lines)
 
 
@@ -133,8 +133,9 @@ def _there(folder: Path, name: str) -> bool:
     return (folder / f"{name}.json").is_file()
 
 
-def _section(name: str, summary: str, record: Mapping[str, Any]) -> list[str]:
-    lines = [f"### {name}", "", f"{summary} {record['verdict'].capitalize()}.", ""]
+def _section(row: rows.Row, record: Mapping[str, Any]) -> list[str]:
+    why = f": {row.found}" if row.found and record["verdict"] == reproduce.SHORT else "."
+    lines = [f"### {row.name}", "", f"{row.summary} **{record['verdict'].capitalize()}**{why}", ""]
     lines += ["| value | expected | tolerance | obtained | verdict |", "|---|---|---|---|---|"]
     for _, value, expected, tolerance, obtained, verdict in reproduce.table_rows(record):
         lines.append(f"| {value} | {expected[:16]} | {tolerance} | {obtained[:40]} | {verdict} |")

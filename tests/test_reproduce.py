@@ -278,3 +278,21 @@ def test_bad_usage(row: Callable[..., None], vae: Callable[..., Result], monkeyp
     library = vae("reproduce", "squares", "-o", "runs")
     assert library.code == 2 and "needs scikit-learn" in library.err and "pip install" in library.err
     assert not Path("runs").exists()
+
+
+def test_what_is_known_of_a_row_that_falls_short_is_said_then(
+    row: Callable[..., None], vae: Callable[..., Result]
+) -> None:
+    row(judge="- {value: latents, expected: 4, tolerance: exact}\nfound: there are but three.")
+    done = vae("reproduce", "squares", "-o", "runs")
+    assert done.code == 6 and "squares fell short before: there are but three." in done.err.replace("\n", " ")
+    row(judge="- {value: latents, expected: 3, tolerance: exact}\nfound: there are but three.")
+    done = vae("reproduce", "squares", "-o", "runs")
+    assert done.code == 0 and "but three" not in done.err
+
+
+def test_every_row_that_fell_short_says_what_was_found_out_about_it() -> None:
+    records = [json.loads(path.read_text()) for path in (HERE.parent / "docs" / "reproduce").glob("*.json")]
+    short = [record["row"] for record in records if record["verdict"] == "falls short"]
+    assert short
+    assert [name for name in short if not rows.load(name).found] == []

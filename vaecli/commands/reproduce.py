@@ -69,6 +69,9 @@ def run(names: Sequence[str], seeds: str | None, budget: str | None, directory: 
     else:
         output.table(HEADERS, [line for record in records for line in table_rows(record)], left=2)
     short = [record["row"] for record in records if record["verdict"] == SHORT]
+    for row in chosen:
+        if row.name in short and row.found:
+            output.notice(f"{row.name} fell short before: {row.found}")
     if short:
         raise FailedVerdict(f"{', '.join(short)}: falls short of what is expected")
 

@@ -16,6 +16,7 @@ A row says what is expected and the command lines it stands for, which anyone ca
     - {value: loss, expected: 105.6, tolerance: 0.6}            # `tolerance: 1 %` of the expected; `exact`, texts too
     - {less: [loss, other], by: 0.5}                            # means over the seeds; either may be a number
     print: {loss: 105.6}                            # published numbers beside ours, never judged
+    found: what is known about why it falls short, where it does
 
 `value` is a dotted path into the JSON that the command prints with `--json`; an item of a list of objects is found by
 its `name` or `latent` or by its number, and `*` takes all of them; `max PATH` and `min PATH` keep one of these. A minus
@@ -35,7 +36,7 @@ from vaecli.errors import ConfigError
 from vaecli.registry import nearest
 
 KINDS = ("exact", "re-run", "direction", "published")
-KEYS = {"kind", "source", "time", "needs", "seeds", "train", "then", "measure", "derive", "judge", "print"}
+KEYS = {"kind", "source", "time", "needs", "seeds", "train", "then", "measure", "derive", "judge", "print", "found"}
 RUN = re.compile(r"\{(\w+)(:all)?\}")  # a run's place in a command; braces of YAML look otherwise
 REDUCED: Mapping[str, Callable[[Any], Any]] = {"max": max, "min": min}  # of the values that a path with `*` finds
 # What is taken from one or two measured values over all seeds.
@@ -66,6 +67,7 @@ class Row:
     derive: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     judge: tuple[Mapping[str, Any], ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)
+    found: str = ""
 
 
 def folder() -> Path | None:
@@ -106,6 +108,7 @@ def load(name: str) -> Row:
         derive=values.get("derive", {}),
         judge=tuple(values.get("judge", ())),
         published=values.get("print", {}),
+        found=str(values.get("found", "")),
     )
     _check(path, row)
     return row
