@@ -7,6 +7,7 @@ A model is tested by existing: nothing about the models themselves is written do
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from vaecli.batch import Batch
 from vaecli.config import RunConfig, tree
 from vaecli.data.base import Stream
 from vaecli.data.squares import Config as Squares
-from vaecli.errors import InputError
+from vaecli.errors import ConfigError, InputError
 from vaecli.models.base import Model, NoPrior, Player, Term, Values, total
 from vaecli.objectives import distributions
 from vaecli.settings.optim import Adam
 from vaecli.speed import graph
-from vaecli.training import rundir, trainer
+from vaecli.training import banner, rundir, trainer
 from vaecli.training.state import TrainState
 from vaecli.training.steps import NotFinite, update
 from vaecli.training.stop import Stop
@@ -129,6 +130,26 @@ def test_losses_are_finite_and_move_every_parameter(name: str) -> None:
         names = [name for name, p in model.named_parameters() if id(p) in idle]
         assert not names, f"{player.name} never moves {names}"
     assert model.objective_text(model.hyper(0))
+
+
+@every_model
+def test_it_can_be_tried_dry(name: str, tmp_path: Path) -> None:
+    facts = banner.dry_run(config_of(name), torch.device("cpu"), tmp_path / "run")
+    assert facts["parameters"] == sum(p.numel() for p in made(name).parameters())
+    assert not (tmp_path / "run").exists()
+
+
+@every_model
+def test_a_batch_of_one_image_is_refused_or_trains(name: str) -> None:
+    config = config_of(name)
+    config = replace(config, train=config.train.model_copy(update={"batch_size": 1}))
+    try:
+        training = Training(config)
+    except ConfigError as refused:
+        assert "batch" in str(refused) and refused.hint
+        return
+    if not training.model.closed_form:
+        assert all(map(math.isfinite, training.step().values()))
 
 
 @every_model

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import distributions as td
 
-from vaecli import models
+from vaecli import models, registry
 from vaecli.batch import Batch, DataInfo
-from vaecli.models import iwae, vae
+from vaecli.errors import MachineError
+from vaecli.models import _importance, iwae, vae
 from vaecli.models.base import total
 
 F64 = torch.float64
@@ -249,6 +251,29 @@ def test_at_the_true_posterior_the_doubly_reparameterised_gradient_has_no_noise(
 
 
 # ---- the levels
+
+
+@pytest.mark.parametrize("name, options", [("iwae", {"samples": 100}), ("miwae", {"samples": 10, "groups": 10})])
+def test_more_draws_than_memory_are_refused_with_the_number_that_fits(
+    name: str, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checked(free: int | None, **options: Any) -> None:
+        monkeypatch.setattr(_importance, "free_memory", lambda where: free)
+        section = registry.load("model", name).Config.model_validate({**TINY, "name": name, **options})
+        models.build(section, INFO).check_batch(32)
+
+    checked(10**12, **options)
+    checked(None, **options)
+    before = torch.random.get_rng_state()
+    with pytest.raises(MachineError, match="100 draws of each of 32 images") as refused:
+        checked(10**6, **options)
+    assert torch.equal(before, torch.random.get_rng_state())
+    fits = int(re.findall(r"at most ([\d,]+) draws fit", refused.value.hint or "")[0])
+    assert 1 < fits < 100
+    options = {"samples": fits, **({"groups": 1} if name == "miwae" else {})}
+    checked(10**6, **options)
+    with pytest.raises(MachineError):
+        checked(10**6, **{**options, "samples": fits + 1})
 
 
 def test_levels_are_inferred_upwards_and_generated_downwards() -> None:

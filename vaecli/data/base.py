@@ -580,8 +580,10 @@ def grid_index(labels_BK: Tensor, sizes: Sequence[int]) -> Tensor:
     return index_B
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that may be taken, where the system tells."""
+def free_memory(where: torch.device | None = None) -> int | None:
+    """Bytes of memory that may be taken, of a CUDA device or of the computer, where the system tells."""
+    if where is not None and where.type == "cuda":
+        return int(torch.cuda.mem_get_info(where)[0])
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -217,6 +217,8 @@ class Balanced:
     of each kind, in a permutation of their own, are spread evenly over the epoch, which is then cut into batches."""
 
     def __init__(self, assignment_N: Tensor, seed: int, batch_size: int) -> None:
+        if assignment_N.is_meta:  # of a model that is only described, and has assigned nothing
+            assignment_N = torch.full(assignment_N.shape, -1, device="cpu")
         self.assignment, self.seed, self.batch_size = assignment_N.cpu(), seed, batch_size
         self._epoch, self._key, self._order = -1, -1, torch.empty(0, dtype=torch.int64)
 

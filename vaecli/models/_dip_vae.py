@@ -25,6 +25,7 @@ class DipModel(GaussianVAE):
 
     config: DipConfig
     batch_dependent = True
+    least_batch = 2
     of: ClassVar[str]  # what C is the covariance of, for the banner
 
     def covariance(self, q: Posterior) -> Tensor:

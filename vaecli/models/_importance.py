@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
+from vaecli import device as devices
 from vaecli.batch import Batch, DataInfo
+from vaecli.data.base import free_memory
+from vaecli.errors import MachineError
 from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Posterior, Term, Values
 from vaecli.nets.stochastic import gaussian
 from vaecli.objectives.distributions import Gaussian, from_numbers
 from vaecli.settings.section import Width
 
+SHARE = 0.8  # of the memory that is free, which a step may take
 Samples = Annotated[int, Field(gt=0, le=10_000)]
 
 
@@ -35,6 +39,11 @@ class Config(NetConfig):
     gradient: Literal["standard", "dreg"] = "standard"
     upper: Width | None = None
     upper_hidden: list[Width] = Field(default=[100, 100], max_length=16)
+
+    @property
+    def draws(self) -> int:
+        """Of each image in a step."""
+        return self.samples
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,39 @@ class Model(GaussianVAE):
         return super(GaussianVAE, self).posterior(x_BCHW)
 
     # ---- training
+
+    def check_batch(self, batch_size: int) -> None:
+        """MachineError, with the number that fits, where what a step keeps for its gradients is more than is free."""
+        super().check_batch(batch_size)
+        k = self.config.draws
+        free = None if self.device.type == "meta" else free_memory(self.device)
+        if k == 1 or free is None:
+            return
+        with devices.aside():  # what is drawn here changes nothing that is drawn later
+            passing = 2 * 4 * self.info.pixels  # gradients on their way through the decoder's last layer
+            each = (self._kept(3) - self._kept(2) + passing) * batch_size
+        if each * k > SHARE * free:
+            fits, gib = int(SHARE * free / each), 2**30
+            raise MachineError(
+                f"{draws_text(k)} of each of {batch_size} images take {each * k / gib:,.1f} GiB of memory in a step, "
+                f"but {free / gib:,.1f} GiB are free",
+                f"with this batch at most {fits:,} draws fit" if fits else "lower train.batch_size, too",
+            )
+
+    def _kept(self, k: int) -> int:
+        """Bytes of what k draws of one image keep for their gradients, each tensor once."""
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage
+            return tensor
+
+        x_BCHW = torch.full((1, *self.info.shape), 0.5, device=self.device)
+        batch = Batch(x_BCHW, torch.zeros(1, dtype=torch.int64, device=self.device))
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.weigh(batch, self.hyper(0), 1, k)
+        return sum(storage.nbytes() for storage in kept.values())
 
     def weigh(self, batch: Batch, hyper: Hyper, groups: int, k: int, counted: "Counted | None" = None) -> Draws:
         """`groups` times k weighted draws of each image. With `counted` the densities of q read values that are counted

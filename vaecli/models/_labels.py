@@ -74,6 +74,7 @@ class Model(NetModel):
         """ConfigError where no image with a label has some value that training images have: nothing would tell it."""
         if train.labels_NK is None:
             raise ConfigError(f"{self.config.name} learns from labels, but {self.info.name} has none")
+        self.check_batch(batch_size)
         visible_NK = train.labels_NK[:, self.columns].cpu()
         self._check_values(visible_NK, train)
         labelled_N = (visible_NK >= 0).any(dim=1)

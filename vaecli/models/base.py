@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vaecli import device as devices
 from vaecli.batch import Batch, DataInfo, Split
@@ -137,6 +138,7 @@ class Model(nn.Module):
     `uses_labels`      whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
     `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
+    `least_batch`      how many images a batch must have for the objective to say anything.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
     `precision`        the arithmetic of the networks while training, set by the trainer; see `network`.
@@ -148,6 +150,7 @@ class Model(nn.Module):
     uses_labels: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
     batch_dependent: ClassVar[bool] = False
+    least_batch: ClassVar[int] = 1
     closed_form: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, info: DataInfo) -> None:
@@ -197,7 +200,18 @@ class Model(nn.Module):
     def order(self, train: Split, seed: int, batch_size: int) -> Order:
         """Which images of the training split make a batch: a pure function of (seed, step) and the model's buffers,
         asked for once, and again after `prepare`. ConfigError where the data do not have what it takes."""
+        self.check_batch(batch_size)
         return Shuffled(len(train), seed, batch_size)
+
+    def check_batch(self, batch_size: int) -> None:
+        """ConfigError where so few images make no batch for this objective or its networks."""
+        hint = "set train.batch_size to 2 or more"
+        if batch_size < self.least_batch:
+            raise ConfigError(
+                f"{self.config.name} compares the images of a batch: one of {batch_size} tells nothing", hint
+            )
+        if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise ConfigError("a network normalises over the batch, which one image does not make", hint)
 
     def begin(self, train: Split) -> None:
         """Called once before the first step of a run that starts from no other's weights."""

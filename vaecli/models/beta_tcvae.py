@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vaecli.batch import Split
 from vaecli.data.orders import Order
-from vaecli.errors import ConfigError
 from vaecli.models.base import GaussianVAE, Hyper, NetConfig, Posterior, Term
 from vaecli.objectives import terms
 from vaecli.objectives.total_correlation import Estimator, check, decompose
@@ -36,6 +35,7 @@ class Model(GaussianVAE):
 
     config: Config
     batch_dependent = True
+    least_batch = 2
 
     def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.logvar_BD is not None
@@ -48,8 +48,6 @@ class Model(GaussianVAE):
 
     def order(self, train: Split, seed: int, batch_size: int) -> Order:
         check(batch_size, self.info.size, self.config.estimator)
-        if batch_size == 1:
-            raise ConfigError("a batch of 1 says nothing about q(z)", "set train.batch_size to 2 or more")
         return super().order(train, seed, batch_size)
 
     def kl_weight(self, hyper: Hyper) -> float | None:

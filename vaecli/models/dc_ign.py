@@ -55,6 +55,7 @@ class Model(GaussianVAE):
     of_KD: Tensor
     uses_labels = True
     batch_dependent = True
+    least_batch = 2
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)
@@ -70,6 +71,7 @@ class Model(GaussianVAE):
         labels_NK = train.labels_NK
         if labels_NK is None:
             raise ConfigError("dc-ign needs to know which images differ in one factor alone, but there are no labels")
+        self.check_batch(batch_size)
         weights = [self.config.ratio.get(f, 1.0) if f in self.latents else 0.0 for f in self.info.factor_names]
         return OneFactorVaries(labels_NK, seed, batch_size, weights)
 

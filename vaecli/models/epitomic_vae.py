@@ -19,6 +19,7 @@ from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import Balanced, Order
 from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Posterior, Term, Values
 from vaecli.objectives import distributions, terms
+from vaecli.settings import schedules
 from vaecli.settings.section import PositiveInt
 
 
@@ -37,6 +38,8 @@ class Config(NetConfig):
             raise ValueError(f"`epitome` is {self.epitome}, but there are {self.latent_dim} latents")
         if (self.latent_dim - self.epitome) % self.step:
             raise ValueError(f"a stride of {self.step} leaves the last latents in no epitome")
+        if schedules.moving(self.likelihood):
+            raise ValueError("a schedule in `likelihood` would change which epitome is an image's best; give a number")
         return self
 
     @property
@@ -102,7 +105,7 @@ class Model(GaussianVAE):
 
     def order(self, train: Split, seed: int, batch_size: int) -> Order:
         self._epoch = max(1, math.ceil(len(train) / batch_size))
-        return Balanced(self.assignment_N[train.indices.to(self.device)].cpu(), seed, batch_size)
+        return Balanced(self.assignment_N[train.indices.to(self.device)], seed, batch_size)
 
     # ---- the distributions
 

@@ -52,6 +52,7 @@ class Model(GaussianVAE):
 
     config: Config
     batch_dependent = True  # latents are permuted within the batch
+    least_batch = 2
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)

@@ -46,6 +46,7 @@ class Model(GaussianVAE):
 
     config: Config
     batch_dependent = True
+    least_batch = 2
 
     def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None

@@ -20,6 +20,10 @@ class Config(_importance.Config):
     groups: _importance.Samples = 8
     samples: _importance.Samples = 8
 
+    @property
+    def draws(self) -> int:
+        return self.groups * self.samples
+
 
 class Model(_importance.Model):
     """IWAE's model, trained by the mean of M bounds of K draws."""

@@ -25,6 +25,10 @@ class Config(_importance.Config):
     groups: _importance.Samples = 8
     samples: _importance.Samples = 8
 
+    @property
+    def draws(self) -> int:
+        return self.groups * self.samples
+
 
 class Model(_importance.Model):
     """IWAE's model with two players: `main`, all that generates, and `encoder`, all that infers."""

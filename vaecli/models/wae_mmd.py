@@ -37,6 +37,7 @@ class Model(NetModel):
 
     config: Config
     batch_dependent = True
+    least_batch = 2
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)

@@ -4,7 +4,7 @@ import torch
 
 from vaecli import device, output
 from vaecli.config import RunConfig
-from vaecli.data.base import Dataset, Stream
+from vaecli.data.base import Dataset, Stream, free_memory
 from vaecli.errors import MachineError
 from vaecli.models.base import Model
 from vaecli.speed import fast, graph
@@ -34,8 +34,8 @@ def ready(model: Model, config: RunConfig, where: torch.device) -> Model:
 
 def fits(dataset: Dataset, where: torch.device) -> bool:
     """Whether the images take less than half of what is free on a CUDA device."""
-    free: int = torch.cuda.mem_get_info(where)[0]
-    return dataset.images.nbytes < free / 2
+    free = free_memory(where)
+    return free is None or dataset.images.nbytes < free / 2
 
 
 def to_device(dataset: Dataset, where: torch.device) -> Dataset:
