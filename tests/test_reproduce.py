@@ -269,7 +269,12 @@ def test_bad_usage(row: Callable[..., None], vae: Callable[..., Result], monkeyp
     row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [mnist]"))
     monkeypatch.setenv("VAE_DATA_DIR", "/nowhere")
     missing = vae("reproduce", "squares", "-o", "runs")
-    assert missing.code == 3 and "mnist" in missing.err and "VAE_DATA_DIR" in missing.err
+    assert missing.code == 5 and "squares needs mnist" in missing.err and "VAE_OFFLINE" in missing.err
+    Path("data/mnist").mkdir(parents=True)  # as a download that failed leaves it
+    monkeypatch.setenv("VAE_DATA_DIR", str(Path("data").resolve()))
+    empty = vae("reproduce", "squares", "-o", "runs")
+    assert empty.code == 5 and "squares needs mnist" in empty.err
+    assert vae("reproduce", "squares", "--budget", "1x").code == 2
     row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [beta-wae]"))
     model = vae("reproduce", "squares", "-o", "runs")
     assert model.code == 2 and "'beta-wae', which is not there; did you mean 'beta-vae'" in model.err
@@ -296,3 +301,24 @@ def test_every_row_that_fell_short_says_what_was_found_out_about_it() -> None:
     short = [record["row"] for record in records if record["verdict"] == "falls short"]
     assert short
     assert [name for name in short if not rows.load(name).found] == []
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_what_rows_gave_is_printed_where_a_later_one_fails(
+    json_too: bool, row: Callable[..., None], vae: Callable[..., Result]
+) -> None:
+    row()
+    row("broken", text=ROW.replace("value: totals.latents", "value: totals.latent"))
+    done = vae("reproduce", "squares", "broken", "-o", "runs", *(["--json"] if json_too else []))
+    assert done.code == 2 and "there is no number at 'totals.latent'" in done.err
+    if json_too:
+        assert [record["row"] for record in json.loads(done.out)["rows"]] == ["squares"]
+    else:
+        assert "squares\tlatents\t3\t0\t3\tholds" in done.out and "broken" not in done.out
+
+
+def test_rows_of_downloaded_data_say_that_they_need_them() -> None:
+    for row in map(rows.load, rows.names()):
+        said = " ".join([*row.train.values(), *(entry["command"] for entry in row.measure.values())])
+        assert ("fashion-mnist" in said) <= ("fashion-mnist" in row.needs), row.name
+        assert ("mnist" in said.replace("fashion-mnist", "")) <= ("mnist" in row.needs), row.name

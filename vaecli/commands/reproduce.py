@@ -3,7 +3,6 @@
 import hashlib
 import json as json_format
 import math
-import os
 import platform
 import re
 import shlex
@@ -18,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vaecli import __version__, output, presets, registry
-from vaecli.errors import ConfigError, FailedVerdict, InputError, VaeError
-from vaecli.paths import data_dir
+from vaecli.errors import ConfigError, FailedVerdict, VaeError
 from vaecli.presets import rows
 from vaecli.presets.rows import Row
 from vaecli.training import rundir
@@ -46,28 +44,31 @@ def run(names: Sequence[str], seeds: str | None, budget: str | None, directory: 
     """Train or compute what each row asks for, then print it beside what is expected.
 
     Runs are ordinary run directories below `directory`, found again and gone on with. A training that a `budget` cuts
-    short leaves its row not judged. FailedVerdict, after the output, where a judged row falls short.
+    short leaves its row not judged. FailedVerdict, after the output, where a judged row falls short; where a row fails
+    altogether, what those before it gave is printed, too.
     """
-    from vaecli.training import seeds as several_seeds  # torch, which a listing need not wait for
+    from vaecli.commands import train  # torch, which a listing need not wait for
+    from vaecli.training import seeds as several_seeds
 
     if not names:
         raise ConfigError("which rows?", "vae reproduce --list shows them")
+    train.duration(budget, "--budget")
     chosen = [rows.load(name) for name in dict.fromkeys(names)]
+    wanted = {row.name: several_seeds.parse(seeds or row.seeds) for row in chosen}
     for row in chosen:
         _check_needs(row)
     parent = Path(directory) if directory else rundir.runs_dir() / "reproduce"
     asked = "".join(f" {flag} {value}" for flag, value in (("--seeds", seeds), ("--budget", budget)) if value)
-    records = [
-        {
-            **_reproduce(row, several_seeds.parse(seeds or row.seeds), budget, parent),
-            "command": f"vae reproduce {row.name}{asked}",
-        }
-        for row in chosen
-    ]
-    if json:
-        output.result_json({"schema": 1, "rows": records})
-    else:
-        output.table(HEADERS, [line for record in records for line in table_rows(record)], left=2)
+    records: list[dict[str, Any]] = []
+    try:
+        for row in chosen:
+            record = _reproduce(row, wanted[row.name], budget, parent)
+            records.append({**record, "command": f"vae reproduce {row.name}{asked}"})
+    finally:  # what was obtained by then, hours of work, where a later row fails
+        if json and records:
+            output.result_json({"schema": 1, "rows": records})
+        elif records:
+            output.table(HEADERS, [line for record in records for line in table_rows(record)], left=2)
     short = [record["row"] for record in records if record["verdict"] == SHORT]
     for row in chosen:
         if row.name in short and row.found:
@@ -77,7 +78,9 @@ def run(names: Sequence[str], seeds: str | None, budget: str | None, directory: 
 
 
 def _check_needs(row: Row) -> None:
-    """InputError, before anything is trained, where data or a library is missing."""
+    """The error of what is missing, data or a library, before anything is trained."""
+    from vaecli import data
+
     for need in row.needs:
         if need == "scikit-learn":
             import importlib.util
@@ -89,11 +92,11 @@ def _check_needs(row: Row) -> None:
         elif need not in registry.names("dataset"):
             known = [*registry.names("dataset"), *registry.names("model"), "scikit-learn"]
             raise ConfigError(f"{row.name} needs {need!r}, which is not there{registry.nearest(need, known)}")
-        elif os.environ.get("VAE_OFFLINE") and not (data_dir() / need.replace("-", "_")).exists():
-            raise InputError(
-                f"{row.name} needs {need}, which is not in {data_dir()} and cannot be downloaded with VAE_OFFLINE",
-                "set VAE_DATA_DIR, or unset VAE_OFFLINE",
-            )
+        try:  # its files are read, or fetched
+            data.load(registry.load("dataset", need).Config(name=need))
+        except VaeError as error:
+            error.message = f"{row.name} needs {need}: {error.message}"
+            raise
 
 
 def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path) -> dict[str, Any]:

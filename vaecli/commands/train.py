@@ -122,13 +122,13 @@ def run_prefix(preset: str | None, tree: trees.Tree) -> str:
     return "-".join(names)
 
 
-def duration(text: str | None) -> float | None:
+def duration(text: str | None, flag: str = "--max-time") -> float | None:
     """`90`, `90s`, `2m`, `1h30m` in seconds."""
     if text is None:
         return None
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     if not match or not any(match.groups()):
-        raise ConfigError(f"--max-time {text!r} is not a duration", "write 90s, 2m or 1h30m")
+        raise ConfigError(f"{flag} {text!r} is not a duration", "write 90s, 2m or 1h30m")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds
 
