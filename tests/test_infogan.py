@@ -367,6 +367,11 @@ def test_q_finds_the_code_of_a_moving_dot() -> None:
     r2, white = knowledge(m)
     assert r2 > 0.9 > 0.3 > before[0]
     assert 0.5 / 64 < white < 2 / 64
+    state = torch.random.get_rng_state()
+    facts = m.eval().facts()
+    assert facts == m.facts() and torch.equal(state, torch.random.get_rng_state())
+    assert facts["r2_code.0"] == pytest.approx(r2, abs=0.02) and facts["white"] == pytest.approx(white, abs=0.002)
+    assert facts["codes_found"] == 1 and model().eval().facts()["codes_found"] == 0
 
 
 def knowledge(m: infogan.Model) -> tuple[float, float]:

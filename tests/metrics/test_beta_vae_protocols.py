@@ -207,6 +207,9 @@ def test_scores_are_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     a, again, b = (beta_vae_higgins.score(code, seed).settings["accuracies"] for seed in (0, 0, 1))
     assert a == again and a != b and len(set(a)) > 1
     assert beta_vae_converged.score(code, 0).settings["protocol"] == "converged"
+    said = beta_vae_higgins.score(code, 0)
+    assert said.settings["inferred"] == ["pairs", "predictor"] and "inferred, not published" in said.notes[0]
+    assert "inferred" not in beta_vae_converged.score(code, 0).settings
 
 
 # ---- the published rows
