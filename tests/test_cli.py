@@ -262,3 +262,9 @@ def test_unexpected_errors_are_named_bugs(vae: Callable[..., Result], monkeypatc
     )
     monkeypatch.setenv("VAE_DEBUG", "1")
     assert "Traceback" in vae("train", *TINY, "--name", "x").err
+
+
+def test_evaluate_is_analyze(vae: Callable[..., Result], tiny_run: Path) -> None:
+    ours, theirs = (vae(name, tiny_run, "--json") for name in ("analyze", "evaluate"))
+    assert ours.code == theirs.code == 0 and ours.out == theirs.out
+    assert "evaluate" not in vae("--help").out

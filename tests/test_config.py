@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Result
@@ -16,6 +17,7 @@ from vaecli.commands.train import Layers, resolve
 from vaecli.config import tree as trees
 from vaecli.errors import ConfigError
 
+MOVING = {"schedule": "linear", "start": 1.0, "end": 0.1, "steps": 9}
 MINIMAL = "model: {name: vae}\ndata: {name: squares}\n"
 
 
@@ -229,3 +231,47 @@ def test_a_section_without_its_name_is_of_the_defaults_kind_or_says_which_there_
     }.items():
         message = refused(MINIMAL, setting)
         assert said in message and "tag" not in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"name": "cci-vae", "c_max": 5.0}, {"name": "annealed-vae", "c_max": 5.0}),
+        ({"name": "beta-vae-b"}, {"name": "annealed-vae"}),
+        ({"name": "disentangled-beta-vae"}, {"name": "annealed-vae"}),
+        (
+            {"name": "dip-vae-ii", "lambda_od": 5, "lambda_d_factor": 3},
+            {"name": "dip-vae-ii", "lambda_od": 5, "lambda_d": 15.0},
+        ),
+        ({"name": "dip-vae-i", "lambda_d_factor": 3}, {"name": "dip-vae-i", "lambda_d": 30.0}),
+        ({"name": "vae", "net": "higgins"}, {"name": "vae", "net": "higgins-fc"}),
+    ],
+)
+def test_names_that_the_field_uses_for_the_same(said: dict[str, Any], meant: dict[str, Any]) -> None:
+    def of(model: dict[str, Any]) -> Any:
+        return configs.build(trees.Tree({"model": model, "data": "squares"}, {})).to_tree()
+
+    assert of(said) == of(meant)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"name": "annealed-vae", "cmax": 5}, "did you mean 'c_max'?"),
+        ({"name": "dip-vae-i", "lambda_d_factor": 3, "lambda_d": 1}, "give one of them"),
+        (
+            {"name": "dip-vae-i", "lambda_d_factor": 3, "lambda_od": MOVING},
+            "a number; give `lambda_d`",
+        ),
+        ({"name": "rae", "regulariser": "none", "strength": 5}, "`strength` would do nothing"),
+        ({"name": "rae", "regulariser": "spectral-norm", "strength": 5}, "`strength` would do nothing"),
+        (
+            {"name": "epitomic-vae", "likelihood": {"name": "gaussian", "sigma": MOVING}},
+            "would change which epitome",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing_or_something_else_are_refused(model: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configs.build(trees.Tree({"model": model, "data": "squares"}, {}))
+    assert said in str(caught.value)

@@ -71,8 +71,8 @@ def test_it_is_in_the_configuration_and_older_ones_load(vae: Callable[..., Resul
         ("rae", "{name: mixture, components: 0}", "density.components: "),
         ("rae", "{name: mixture, component: 3}", "density.component: no such option; did you mean 'components'?"),
         ("rae", "{components: 3}", "density.name: which density? There are: class-normal, mixture, normal, vae"),
-        ("qlae", "normal", "qlae has no codes of numbers to fit a density to"),
-        ("infogan", "normal", "infogan has no codes of numbers to fit a density to"),
+        ("qlae", "normal", "level z of qlae is of codes"),
+        ("infogan", "normal", "level noise of infogan is not inferred from an image"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(

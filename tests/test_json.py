@@ -139,7 +139,12 @@ def test_every_command_is_on_the_page() -> None:
 
     def names(command: Any, path: str) -> list[str]:
         if hasattr(command, "commands"):
-            return [n for key, one in command.commands.items() for n in names(one, f"{path} {key}".strip())]
+            return [
+                n
+                for key, one in command.commands.items()
+                if not one.hidden
+                for n in names(one, f"{path} {key}".strip())
+            ]
         return [path] if any("--json" in parameter.opts for parameter in command.params) else []
 
     pages = {

@@ -516,6 +516,9 @@ def analyze(
     )
 
 
+app.command("evaluate", hidden=True)(analyze)  # as other programs call it
+
+
 @app.command()
 def report(
     checkpoint: Checkpoint,

@@ -19,6 +19,8 @@ PACKAGES: dict[str, list[tuple[str, Path]]] = {
     "density": [("vaecli.densities", _HERE / "densities")],
     "metric": [("vaecli.analysis.metrics", _HERE / "analysis" / "metrics")],
 }
+# Other names under which the field knows one of ours: accepted, not listed.
+ALIASES = {"model": dict.fromkeys(("beta-vae-b", "cci-vae", "disentangled-beta-vae"), "annealed-vae")}
 HELPERS = ("base", "orders")  # files of these folders that are no entries either
 
 
@@ -29,6 +31,11 @@ def _modules(kind: str) -> dict[str, tuple[str, Path]]:
             if not path.stem.startswith("_") and path.stem not in HELPERS:
                 found[path.stem.replace("_", "-")] = (f"{package}.{path.stem}", path)
     return found
+
+
+def standard(kind: str, name: str) -> str:
+    """The name under which it is listed."""
+    return ALIASES.get(kind, {}).get(name, name)
 
 
 def names(kind: str) -> list[str]:
@@ -44,7 +51,7 @@ def summary(kind: str, name: str) -> str:
 
 def about(kind: str, name: str) -> str:
     """The docstring of a module, read without importing it; ConfigError with the nearest name where there is none."""
-    modules = _modules(kind)
+    modules, name = _modules(kind), standard(kind, name)
     if name not in modules:
         raise ConfigError(f"no {kind} is called {name[:80]!r}{nearest(name, modules)}")
     return ast.get_docstring(ast.parse(modules[name][1].read_text(encoding="utf-8"))) or ""
@@ -55,7 +62,7 @@ def load(kind: str, name: str) -> ModuleType:
 
     Only names found in the listed folders are imported, so a name from a stranger's file cannot reach other code.
     """
-    modules = _modules(kind)
+    modules, name = _modules(kind), standard(kind, name)
     if name not in modules:
         raise ConfigError(f"no {kind} is called {name[:80]!r}{nearest(name, modules)}")
     return importlib.import_module(modules[name][0])

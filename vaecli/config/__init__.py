@@ -152,7 +152,7 @@ def _section(name: str, values: Mapping[str, Any], tree: Tree) -> Any:
         module = registry.load(kind, value["name"])
     except ConfigError as error:
         raise ConfigError(_place(tree, (name, "name")) + f"{name}.name: {error}") from None
-    return module.Config.model_validate(value)
+    return module.Config.model_validate({**value, "name": registry.standard(kind, value["name"])})
 
 
 def _place(tree: Tree, path: Key) -> str:
@@ -226,30 +226,34 @@ def _tags(cls: type[Section], tag: str) -> tuple[str, ...]:
 
 
 def _siblings(section: str, path: Key, values: Mapping[str, Any]) -> list[str]:
-    """The options that could have been meant at `path`."""
-    return list(_fields(section, path[:-1], values))
+    """The options that could have been meant at `path`, those too that stand for others."""
+    return [*_fields(section, path[:-1], values), *(_config_class(section, values).also if len(path) == 2 else ())]
 
 
 def _fields(section: str, path: Key, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the section at `path`, those of all kinds that it may be of."""
-    from vaecli import data
-
-    fields: Any
-    value = values.get(section)
-    if section == "train":
-        fields = TrainConfig.model_fields
-    elif section == "optim":
-        chosen = value.get("name", "adam") if isinstance(value, dict) else "adam"
-        fields = next(c for c in OPTIMS if chosen in get_args(c.model_fields["name"].annotation)).model_fields
-    else:
-        name = value.get("name", "vae") if isinstance(value, dict) else str(value)
-        kind = _KINDS[section]
-        fields = registry.load(kind, data.parse(name)["name"] if section == "data" else name).Config.model_fields
+    fields: Any = _config_class(section, values).model_fields
     for part in path[1:]:
         field_info = fields.get(part)
         inner = _section_classes(field_info.annotation) if field_info else []
         fields = {key: info for cls in inner for key, info in cls.model_fields.items()}
     return dict(fields)
+
+
+def _config_class(section: str, values: Mapping[str, Any]) -> type[Section]:
+    from vaecli import data
+
+    value = values.get(section)
+    if section == "train":
+        return TrainConfig
+    if section == "optim":
+        chosen = value.get("name", "adam") if isinstance(value, dict) else "adam"
+        return next(c for c in OPTIMS if chosen in get_args(c.model_fields["name"].annotation))
+    name = value.get("name", "vae") if isinstance(value, dict) else str(value)
+    found: type[Section] = registry.load(
+        _KINDS[section], data.parse(name)["name"] if section == "data" else name
+    ).Config
+    return found
 
 
 def _section_classes(annotation: Any) -> list[type[Section]]:

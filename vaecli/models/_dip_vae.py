@@ -1,7 +1,8 @@
 """What the two DIP-VAEs share: a VAE with a penalty on a covariance of its codes."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from pydantic import model_validator
 from torch import Tensor
 
 from vaecli.models.base import FreeBitsConfig, GaussianVAE, Hyper, Posterior, Term, kl_terms, kl_text, unless_free
@@ -12,12 +13,26 @@ from vaecli.settings.schedules import Weight
 
 class DipConfig(FreeBitsConfig):
     """`lambda_od` weighs the squared covariances off the diagonal, `lambda_d` those of the variances less 1; left out,
-    `lambda_d` is a multiple of `lambda_od`, as in the paper and in later studies. `beta` weighs the KL."""
+    `lambda_d` is a multiple of `lambda_od`, as in the paper and in later studies, which may be given in its place as
+    `lambda_d_factor` where `lambda_od` is a number. `beta` weighs the KL."""
 
+    also: ClassVar[tuple[str, ...]] = ("lambda_d_factor",)
     multiple: ClassVar[float]
     lambda_od: Weight = 10.0
     lambda_d: Weight | None = None
     beta: Weight = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factor(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "lambda_d_factor" not in data:
+            return data
+        od, factor = data.get("lambda_od", cls.model_fields["lambda_od"].default), data["lambda_d_factor"]
+        if data.get("lambda_d") is not None:
+            raise ValueError("`lambda_d_factor` takes the place of `lambda_d`; give one of them")
+        if not all(isinstance(number, (int, float)) for number in (od, factor)):
+            raise ValueError("`lambda_d_factor` is a number that multiplies `lambda_od`, a number; give `lambda_d`")
+        return {**{k: v for k, v in data.items() if k != "lambda_d_factor"}, "lambda_d": float(factor * od)}
 
 
 class DipModel(GaussianVAE):

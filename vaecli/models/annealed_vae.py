@@ -4,7 +4,7 @@ Burgess et al. 2018, "Understanding disentangling in beta-VAE", eq. 8, also know
 loss = -E_q(z|x)[log p(x|z)] + gamma |KL(q(z|x) || p(z)) - C|, with the KL averaged over the batch.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 from torch import Tensor
@@ -22,6 +22,7 @@ class Config(NetConfig):
     `c_max` and `c_steps`, the usual names, may be given in its place: C rises from 0 to `c_max` in `c_steps`.
     """
 
+    also: ClassVar[tuple[str, ...]] = ("c_max", "c_steps")
     name: Literal["annealed-vae"] = "annealed-vae"
     gamma: Weight = 1000.0
     capacity: Weight = Linear(schedule="linear", start=0.0, end=C_MAX, steps=C_STEPS)

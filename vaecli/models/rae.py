@@ -13,6 +13,7 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
@@ -33,6 +34,16 @@ class Config(NetConfig):
     beta: Weight = 1e-2
     regulariser: Literal["l2", "gradient-penalty", "spectral-norm", "none"] = "l2"
     strength: Weight = 1e-4
+
+    @model_validator(mode="after")
+    def _of_a_regulariser(self) -> "Config":
+        if (
+            self.regulariser in ("spectral-norm", "none")
+            and "strength" in self.model_fields_set
+            and self.strength != 1e-4
+        ):
+            raise ValueError(f"`strength` would do nothing: `regulariser` is {self.regulariser}")
+        return self
 
 
 class Model(NetModel):

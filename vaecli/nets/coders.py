@@ -89,10 +89,12 @@ class ResnetConfig(Section):
 
 
 def _expand(value: Any) -> Any:
-    """`burgess` for `{name: burgess}`, and an `mlp` for settings that it alone has."""
+    """`burgess` for `{name: burgess}`, an `mlp` for settings that it alone has, and `higgins` as the field says it."""
     if isinstance(value, dict) and value and value.keys() <= MlpConfig.model_fields.keys() - {"name"}:
         return {"name": "mlp", **value}
-    return {"name": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = {"name": value}
+    return {**value, "name": "higgins-fc"} if isinstance(value, dict) and value.get("name") == "higgins" else value
 
 
 NetConfig = Annotated[

@@ -1,6 +1,6 @@
 """`Section`: the strict, frozen base of every part of the configuration, and the number types they share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,7 +9,10 @@ class Section(BaseModel):
     """Unknown keys, NaN and values of another type are errors; an instance never changes.
 
     A section within that does not say which one it is (`name`) is of the default's kind, where it has such settings.
+    `also` are keys that a section takes in place of its own.
     """
+
+    also: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 

@@ -41,8 +41,11 @@ class Fitted:
 
 def latents(model: Model) -> int:
     """Those of a code; ConfigError where codes are no numbers, or not all of them are inferred."""
-    if any(not level.inferred or level.kind not in ("gaussian", "point") for level in model.levels):
-        raise ConfigError(f"{model.config.name} has no codes of numbers to fit a density to")
+    for level in model.levels:
+        if not level.inferred or level.kind not in ("gaussian", "point"):
+            what = f"of {level.kind}" if level.inferred else "not inferred from an image"
+            where = f"level {level.name} of {model.config.name}"
+            raise ConfigError(f"a density is fitted to codes that are numbers, but {where} is {what}")
     return sum(level.size for level in model.levels)
 
 
