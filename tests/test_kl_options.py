@@ -28,7 +28,7 @@ def config_class(name: str) -> Any:
 
 FREE = [name for name in registry.names("model") if issubclass(config_class(name), FreeBitsConfig)]
 WEIGHED = [name for name in FREE if "beta" in config_class(name).model_fields]
-TOGETHER = {"vamp-vae", "svae"}  # whose latents have no KL of their own
+TOGETHER = {"vamp-vae", "svae", "poincare-vae"}  # whose latents have no KL of their own
 EXTRA: dict[str, dict[str, Any]] = {"info-vae": {"alpha": 0.25, "strength": 0.75}}  # by default its KL weighs nothing
 
 
@@ -61,7 +61,10 @@ def kl_of(model: Model, name: str) -> Tensor:
         if name == "iaf-vae":
             return model.sample(x)[1]  # type: ignore[operator, no-any-return]
         found = model.infer(x, sample=True)
-        rates = [rate if rate.dim() > 1 else rate.unsqueeze(1) for rate in model.rates(found).values()]
+        rates = {
+            level: rate for level, rate in model.rates(found).items() if level != "y"
+        }  # an epitome has no free bits
+        rates = [rate if rate.dim() > 1 else rate.unsqueeze(1) for rate in rates.values()]
         return torch.cat(rates, dim=1)
 
 
@@ -140,10 +143,41 @@ def test_the_weight_of_the_kl_by_schedule(name: str, kind: str) -> None:
     for step, wanted in values.items():
         found = logged(model, step)
         assert found["kl.weight"] == pytest.approx(wanted, abs=1e-12)
-        assert found["loss"] == pytest.approx(found["recon"] + wanted * found["kl"], abs=1e-9)
-        assert found["elbo"] == pytest.approx(-(found["recon"] + found["kl"]), abs=1e-9)
+        choice = found.get("choice", 0.0)
+        assert found["loss"] == pytest.approx(found["recon"] + wanted * found["kl"] + choice, abs=1e-9)
+        assert found["elbo"] == pytest.approx(-(found["recon"] + found["kl"] + choice), abs=1e-9)
         assert model.kl_weight(model.hyper(step)) == pytest.approx(wanted, abs=1e-12)
     assert f"beta = {values[0]:.4g}" in model.objective_text(model.hyper(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "player", "unlike"), [("msssim-vae", "main", "unlike"), ("vae-gan", "encoder", "distance")]
+)
+def test_models_without_a_likelihood_have_them_too(name: str, player: str, unlike: str) -> None:
+    def found(**options: Any) -> dict[str, float]:
+        torch.manual_seed(0)
+        cls = config_class(name)
+        small = {"window": 3} if name == "msssim-vae" else {}
+        model = models.build(cls.model_validate({**cls.tiny, **small, **options}), INFO).double()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(3.0)
+            torch.manual_seed(3)
+            assert ("max(" in model.objective_text(model.hyper(0))) == ("free_bits" in options)
+            kl_D = terms.kl_normal(*model.features(batch().x_BCHW)).mean(dim=0)
+            torch.manual_seed(3)
+            logged = {key: float(v) for key, v in total(model.loss(batch(), model.hyper(2), player))[1].items()}
+        return {**logged, "wanted": sum(max(float(options.get("free_bits", 0)), float(kl)) for kl in kl_D)}
+
+    plain, warm = found(), found(beta={"schedule": "linear", "start": 0.0, "end": 1.0, "steps": 8})
+    assert plain["kl.weight"] == 1.0 and warm["kl.weight"] == 0.25
+    assert warm["loss"] == pytest.approx(plain["loss"] - 0.75 * plain["kl"], abs=1e-9)
+    free = plain["kl"] / 3
+    freed = found(free_bits=free, beta=0.5)
+    assert freed["kl"] == plain["kl"] == pytest.approx(plain["wanted"], abs=1e-9) and "kl.weight" not in freed
+    assert freed["kl_free"] == pytest.approx(freed["wanted"], abs=1e-9) and freed["kl_free"] > plain["kl"]
+    weight = freed[f"{unlike}.weight"]
+    assert freed["loss"] == pytest.approx(weight * freed[unlike] + 0.5 * freed["kl_free"], abs=1e-9)
 
 
 def test_where_there_is_another_way_to_say_it() -> None:

@@ -11,15 +11,21 @@ from vaecli.models.base import Level, ModelConfig, Values
 from vaecli.models.base import Model as Base
 from vaecli.nets import coders
 from vaecli.objectives import distributions, terms
+from vaecli.settings.schedules import Weight
 from vaecli.settings.section import Width
 
 
 class Config(ModelConfig):
-    """Encoder and decoder by name, as in models with a likelihood."""
+    """Encoder and decoder by name, as in models with a likelihood.
+
+    `beta` weighs the KL, `free_bits` are those of `FreeBitsConfig`.
+    """
 
     tiny: ClassVar[dict[str, Any]] = {"latent_dim": 3, "net": {"name": "mlp", "hidden": [16]}}
     latent_dim: Width = 10
     net: coders.NetConfig = coders.AutoConfig()
+    beta: Weight = 1.0
+    free_bits: Weight = 0.0
 
 
 class Model(Base):

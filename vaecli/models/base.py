@@ -15,7 +15,7 @@ Shapes: B batch, C H W image, D latents (all levels side by side, flattened), K 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -459,7 +459,14 @@ class FreeBitsConfig(NetConfig):
     free_bits: Weight = 0.0
 
 
-def kl_terms(config: FreeBitsConfig, kl_BD: Tensor, hyper: Hyper, weight: float = 1.0) -> dict[str, Term]:
+class HasFreeBits(Protocol):
+    """A section with free bits, of whatever kind."""
+
+    @property
+    def free_bits(self) -> Weight: ...
+
+
+def kl_terms(config: HasFreeBits, kl_BD: Tensor, hyper: Hyper, weight: float = 1.0) -> dict[str, Term]:
     """The KL as a term of an objective, `kl`; with free bits that is logged alone, as it is and as it counts in the
     ELBO, and what is minimised is `kl_free`."""
     kl = kl_BD.sum(dim=1).mean()

@@ -17,20 +17,34 @@ from torch.distributions import Distribution, OneHotCategorical
 
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import Balanced, Order
-from vaecli.models.base import GaussianVAE, Hyper, Level, NetConfig, Posterior, Term, Values
+from vaecli.models.base import (
+    FreeBitsConfig,
+    GaussianVAE,
+    Hyper,
+    Level,
+    Posterior,
+    Term,
+    Values,
+    kl_terms,
+    kl_text,
+    unless_free,
+)
 from vaecli.objectives import distributions, terms
 from vaecli.settings import schedules
+from vaecli.settings.schedules import Weight
 from vaecli.settings.section import PositiveInt
 
 
-class Config(NetConfig):
-    """`epitome` is K, the latents of each; `stride` from one to the next (K, the default, if None: no overlap)."""
+class Config(FreeBitsConfig):
+    """`epitome` is K, the latents of each; `stride` from one to the next (K, the default, if None: no overlap).
+    `beta` and `free_bits` are of what is minimised; y* is chosen by the bound itself."""
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "latent_dim": 4, "epitome": 2}
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "latent_dim": 4, "epitome": 2}
     name: Literal["epitomic-vae"] = "epitomic-vae"
     latent_dim: int = 24
     epitome: PositiveInt = 3
     stride: PositiveInt | None = None
+    beta: Weight = 1.0
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -149,20 +163,21 @@ class Model(GaussianVAE):
         mask_BD = self.mask_PD[y_B]
         z_BD = terms.reparameterize(mean_BD, logvar_BD)
         recon = -self.likelihood.log_prob(batch.x_BCHW, self.out(mask_BD * z_BD), hyper).mean()
-        kl = (terms.kl_normal(mean_BD, logvar_BD) * mask_BD).sum(dim=1).mean()
+        kl = kl_terms(self.config, terms.kl_normal(mean_BD, logvar_BD) * mask_BD, hyper, hyper["beta"])
         choice = recon.new_full((), math.log(self.epitomes))
         return {
             "recon": Term(recon),
-            "kl": Term(kl),
+            **kl,
             "choice": Term(choice),
-            "elbo": Term(-(recon + kl + choice), None),
+            "elbo": Term(-(recon + kl["kl"].value + choice), None),
         }
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return 1.0
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
         return (
-            f"minimise recon + KL within the epitome + log P; P = {self.epitomes} epitomes of {self.config.epitome} of "
-            f"{self.config.latent_dim} latents; {self.likelihood.text(hyper)}; {terms.UNITS}"
+            f"minimise recon + beta {kl_text(hyper)} within the epitome + log P; beta = {hyper['beta']:.4g}; "
+            f"P = {self.epitomes} epitomes of {self.config.epitome} of {self.config.latent_dim} latents; "
+            f"{self.likelihood.text(hyper)}; {terms.UNITS}"
         )

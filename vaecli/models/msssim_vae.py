@@ -16,7 +16,7 @@ from torch import Tensor
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import ConfigError
 from vaecli.models import _perceptual
-from vaecli.models.base import Hyper, Term
+from vaecli.models.base import Hyper, Term, kl_terms, kl_text
 from vaecli.objectives import similarity, terms
 from vaecli.settings.schedules import Weight
 
@@ -63,12 +63,13 @@ class Model(_perceptual.Model):
         made_BCHW = self.image({"z": terms.reparameterize(mean_BD, logvar_BD)})
         return {
             "unlike": Term(1 - self.similarity(batch.x_BCHW, made_BCHW), hyper["strength"], "1 - MS-SSIM"),
-            "kl": Term(terms.kl_normal(mean_BD, logvar_BD).sum(dim=1)),
+            **kl_terms(self.config, terms.kl_normal(mean_BD, logvar_BD), hyper, hyper["beta"]),
             "mse": Term((batch.x_BCHW - made_BCHW).square().mean(), None, "a pixel"),
         }
 
     def objective_text(self, hyper: Hyper) -> str:
         return (
-            f"minimise strength (1 - MS-SSIM) + KL; strength = {hyper['strength']:.4g}, {self.scales} scales, "
+            f"minimise strength (1 - MS-SSIM) + beta {kl_text(hyper)}; strength = {hyper['strength']:.4g}, "
+            f"beta = {hyper['beta']:.4g}, {self.scales} scales, "
             f"windows of {self.config.window} pixels; KL in nats, sum over latents, mean over the batch"
         )

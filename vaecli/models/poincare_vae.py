@@ -15,23 +15,37 @@ import torch
 from torch import Tensor, nn
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Posterior, Term, Values
+from vaecli.models.base import (
+    FreeBitsConfig,
+    Hyper,
+    Level,
+    NetModel,
+    Posterior,
+    Term,
+    Values,
+    kl_terms,
+    kl_text,
+    unless_free,
+)
 from vaecli.nets import coders
 from vaecli.nets.gyroplanes import Gyroplanes
 from vaecli.objectives import distributions, terms
 from vaecli.objectives.hyperbolic import Ball, WrappedNormal
+from vaecli.settings.schedules import Weight
 from vaecli.settings.section import Positive, Width
 
 
-class Config(NetConfig):
+class Config(FreeBitsConfig):
     """`curvature` is c: the ball has radius 1 / sqrt(c). `prior_scale` is the standard deviation of the prior, measured
-    along geodesics. `planes` hyperplanes stand before the decoder's net; without, it reads the coordinates."""
+    along geodesics. `planes` hyperplanes stand before the decoder's net; without, it reads the coordinates. `beta`
+    weighs the KL, which is that of all coordinates together, and so are the `free_bits`."""
 
-    tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "planes": 8}
+    tiny: ClassVar[dict[str, Any]] = {**FreeBitsConfig.tiny, "planes": 8}
     name: Literal["poincare-vae"] = "poincare-vae"
     curvature: Positive = 1.0
     prior_scale: Positive = 1.0
     planes: Width | None = 128
+    beta: Weight = 1.0
 
 
 class Model(NetModel):
@@ -78,20 +92,22 @@ class Model(NetModel):
         q = self.q("z", self.features(batch.x_BCHW), {})
         z_BD = q.rsample()
         recon = -self.log_prob(batch.x_BCHW, {"z": z_BD}, hyper).mean()
-        kl = (q.log_prob(z_BD) - self.p("z", {}, len(z_BD)).log_prob(z_BD)).mean()
+        kl_B = q.log_prob(z_BD) - self.p("z", {}, len(z_BD)).log_prob(z_BD)
+        kl = kl_terms(self.config, kl_B.view(-1, 1), hyper, hyper["beta"])
         return {
             "recon": Term(recon),
-            "kl": Term(kl),
-            "elbo": Term(-(recon + kl), None),
+            **kl,
+            "elbo": Term(-(recon + kl["kl"].value), None),
             "distance": Term(self.ball.direction(q.mu_ND.detach()).norm(dim=1).mean(), None, "from 0"),
         }
 
-    def kl_weight(self, hyper: Hyper) -> float:
-        return 1.0
+    def kl_weight(self, hyper: Hyper) -> float | None:
+        return unless_free(hyper, hyper["beta"])
 
     def objective_text(self, hyper: Hyper) -> str:
         c = self.config
         return (
-            f"minimise recon + KL of wrapped normals in the Poincare ball; curvature -{c.curvature:.4g}, prior's scale "
+            f"minimise recon + beta {kl_text(hyper, '')} of wrapped normals in the Poincare ball; beta = "
+            f"{hyper['beta']:.4g}; curvature -{c.curvature:.4g}, prior's scale "
             f"{c.prior_scale:.4g}; {self.likelihood.text(hyper)}; {terms.UNITS}"
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vaecli.batch import Batch, DataInfo
 from vaecli.models import _perceptual
-from vaecli.models.base import Hyper, Player, Term
+from vaecli.models.base import Hyper, Player, Term, kl_terms, kl_text
 from vaecli.nets import adversarial, spectral
 from vaecli.objectives import terms
 from vaecli.settings.optim import Adam, OptimConfig
@@ -73,10 +73,9 @@ class Model(_perceptual.Model):
         z_BD = terms.reparameterize(mean_BD, logvar_BD)
         if player == "encoder":
             made_BCHW = self.image({"z": z_BD})
-            kl_B = terms.kl_normal(mean_BD, logvar_BD).sum(dim=1)
             return {
                 "distance": Term(_distance(self.seen(x_BCHW), self.seen(made_BCHW)), 1.0, "squared distance"),
-                "kl": Term(kl_B),
+                **kl_terms(self.config, terms.kl_normal(mean_BD, logvar_BD), hyper, hyper["beta"]),
                 "mse": Term((x_BCHW - made_BCHW).square().mean(), None, "a pixel"),
             }
         made_BCHW, drawn_BCHW = (self.image({"z": z}) for z in (z_BD.detach(), torch.randn_like(z_BD)))
@@ -102,9 +101,9 @@ class Model(_perceptual.Model):
 
     def objective_text(self, hyper: Hyper) -> str:
         return (
-            f"encoder minimises KL + distance of D's features, decoder gamma distance - log D(x') - log D(x''), D "
-            f"-log D(x) - log(1 - D(x')) - log(1 - D(x'')); gamma = {hyper['gamma']:.4g}; distances are squares / 2; "
-            f"sum over latents and features, mean over the batch"
+            f"encoder minimises beta {kl_text(hyper)} + distance of D's features, decoder gamma distance - log D(x') - "
+            f"log D(x''), D -log D(x) - log(1 - D(x')) - log(1 - D(x'')); gamma = {hyper['gamma']:.4g}, beta = "
+            f"{hyper['beta']:.4g}; distances are squares / 2; sum over latents and features, mean over the batch"
         )
 
 
