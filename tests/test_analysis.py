@@ -140,7 +140,7 @@ def test_one_image_is_analyzed_as_before(tiny_run: Path, vae: Callable[..., Resu
     done = vae("analyze", tiny_run, "--limit", 1, "--diagnosis", "--metrics", "mig", "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)
-    assert record["verdict"]["name"] == "n/a" and record["diagnosis"] is None
+    assert record["verdict"]["name"] == "not judged" and record["diagnosis"] is None
     assert record["metrics"][0]["values"] is None and "one image" in record["metrics"][0]["problem"]
 
 

@@ -263,7 +263,7 @@ def test_reconstruct_keeps_stdout_for_the_path(model: Pixels, capsys: pytest.Cap
     captured = capsys.readouterr()
     assert captured.out == "r.png\n"
     table = [line.split("\t") for line in captured.err.splitlines()]
-    assert table[0] == ["image", "NLL (nats)", "KL (nats)", "MSE"] and len(table) == 4
+    assert table[0] == ["image", "-log p(x|z) (nats)", "KL (nats)", "MSE"] and len(table) == 4
 
 
 def test_reconstruct_files(model: Pixels, capsys: pytest.CaptureFixture[str]) -> None:

@@ -348,6 +348,15 @@ def test_a_kl_that_is_not_paid_for_is_under_regularised_of_any_number_of_images(
     assert "--set model.beta=1" in record["verdict"]["sentences"][-1]
 
 
+def test_a_handful_of_images_is_no_evidence_against_a_model() -> None:
+    """Their own mean image is near each of them: of three it is a better rival than of all."""
+    poor = replace(ALL, recon=100.0, blank=50.0, blank_error=0.1, recon_error=0.1)
+    assert verdict(replace(poor, n=19), NAMES).name == "not judged"
+    assert verdict(replace(poor, n=20), NAMES).name == "undertrained"
+    alone = verdict(replace(poor, n=1), NAMES)
+    assert alone.name == "not judged" and "One image" in alone.sentences[0]
+
+
 def test_the_mean_image_costs_what_it_costs(vae: Vae) -> None:
     run = vae("train", *TINY, "--model", "vae", "--steps", 2, "--runs-dir", "runs", "-q").out.strip()
     loaded = checkpoint.load(run, torch.device("cpu"))

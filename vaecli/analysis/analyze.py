@@ -147,7 +147,9 @@ def analyze(
     about: dict[str, Any] = {"factors": dataset.varying_factors, "step": loaded.step, "model": model}
     verdict = diagnosis.verdict(stats, names, hyper, **about)
     latents = tables.records(stats, names)
-    unusable = {"not finite": "the codes are not finite", "n/a": "one image is too few"}.get(verdict.name)
+    unusable = "the codes are not finite" if verdict.name == "not finite" else None
+    if stats.n < 2:
+        unusable = "one image is too few"
     if not model.inferred:
         unusable = "nothing infers latents from an image"
     judged = quality.Quality()

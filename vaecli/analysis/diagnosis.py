@@ -29,6 +29,7 @@ LAW_TOLERANCE = 0.1
 FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 STEPS_SHARE = 20  # of all steps a twentieth must be over before a run in training is called collapsed
 FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
+FEW_FOR_A_MEAN = 20  # with fewer, their own mean image is too near to each of them to be a rival
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
@@ -39,7 +40,7 @@ VERDICTS = (
 
 
 class Verdict(NamedTuple):
-    """One of `VERDICTS`, or `n/a`, and what speaks for it in plain sentences."""
+    """One of `VERDICTS` and what speaks for it in plain sentences."""
 
     name: str
     sentences: list[str]
@@ -86,7 +87,7 @@ def verdict(
     if (broken := _not_finite(stats, names)) is not None:
         return broken
     if stats.n < 2:
-        return Verdict("n/a", ["One image cannot show which latents depend on the image; give more."])
+        return Verdict("not judged", ["One image cannot show which latents depend on the image; give more."])
     parts = stats.parts
     standard_prior = standard_prior and len(parts) == 1 and parts[0].standard
     if len(parts) == 1 and stats.sigma2_D is None and parts[0].level.kind == "point":
@@ -160,7 +161,7 @@ def _one_first(sentences: Sequence[str]) -> list[str]:
 
 def _worse_than_blank(stats: Statistics, known: Levers, step: int | None) -> Verdict | None:
     """A verdict on a model to which one constant image would be preferred, if so: sound ones are better by far."""
-    if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < 2:
+    if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < FEW_FOR_A_MEAN:
         return None
     # What blew up on a few images has an error as large as itself: three of it would excuse anything.
     error = math.hypot(stats.blank_error or 0.0, min(stats.recon_error or 0.0, abs(stats.recon) / 12))

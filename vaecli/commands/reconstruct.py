@@ -14,7 +14,7 @@ from vaecli.report import figures
 from vaecli.training.checkpoint import Loaded
 
 COLUMNS = 8
-COLUMNS_OF_NUMBERS = (("nll", "NLL (nats)", 2), ("kl", "KL (nats)", 2), ("mse", "MSE", 6))
+COLUMNS_OF_NUMBERS = (("recon", "-log p(x|z) (nats)", 2), ("kl", "KL (nats)", 2), ("mse", "MSE", 6))
 
 
 def run(
@@ -31,10 +31,11 @@ def run(
 ) -> None:
     """Inputs above outputs, z being the mode of q(z|x), with up to three numbers an image.
 
-    NLL is -log p(x|z) at that z and KL is KL(q(z|x) || p(z)), in nats; MSE is the mean over pixels of the squared
-    difference to the expected image. A model without likelihood makes a resynthesis, which has an MSE alone; the KL is
-    left out where it has no closed form, or depends on the values of other levels. Images are files or, where none is
-    given, the first `n` of a split. ConfigError where nothing infers latents.
+    `recon` is -log p(x|z) at that z, less than its mean over q(z|x) that an ELBO has, and no -log p(x); KL is
+    KL(q(z|x) || p(z)), both in nats; MSE is the mean over pixels of the squared difference to the expected image.
+    A model without likelihood makes a resynthesis, which has an MSE alone; the KL is left out where it has no closed
+    form, or depends on the values of other levels. Images are files or, where none is given, the first `n` of a split.
+    ConfigError where nothing infers latents.
     """
     if (given := _artifact.whole_set(images)) is not None:
         images, split, data_at = [], "all", given
@@ -46,19 +47,21 @@ def run(
     x_BCHW, names, source = _inputs(loaded, images, split, n)
     figures.check_size(2 * -(-len(names) // COLUMNS), COLUMNS, *x_BCHW.shape[2:])
     devices.seed(seed, "reconstruct")
-    y_BCHW, nlls, kls = outputs(loaded, x_BCHW)
-    nll, kl = (torch.cat(parts).tolist() if parts else [None] * len(names) for parts in (nlls, kls))
+    y_BCHW, recons, kls = outputs(loaded, x_BCHW)
+    recon, kl = (torch.cat(parts).tolist() if parts else [None] * len(names) for parts in (recons, kls))
     mse = (x_BCHW.cpu().double() - y_BCHW.double()).square().mean(dim=(1, 2, 3)).tolist()
-    numbers = [{"image": name, "nll": a, "kl": b, "mse": c} for name, a, b, c in zip(names, nll, kl, mse, strict=True)]
+    columns = zip(names, recon, kl, mse, strict=True)
+    # `nll` is what `recon` was called, which it is not: kept for scripts that read it.
+    numbers = [{"image": name, "recon": a, "nll": a, "kl": b, "mse": c} for name, a, b, c in columns]
     heading = _artifact.title(loaded.config.model.name, source, f"step {loaded.step:,}")
     picture = _picture(
         x_BCHW.cpu(), y_BCHW, numbers, heading, "output" if loaded.model.has_likelihood else "resynthesis"
     )
     path = _artifact.write(output, "reconstructions.png", picture, force)
     if not json:
-        columns = [column for column in COLUMNS_OF_NUMBERS if numbers[0][column[0]] is not None]
-        rows = [[str(r["image"]), *(number_text(r[key], digits) for key, _, digits in columns)] for r in numbers]
-        streams.table(["image", *(heading for _, heading, _ in columns)], rows, to_stderr=True)
+        shown = [column for column in COLUMNS_OF_NUMBERS if numbers[0][column[0]] is not None]
+        rows = [[str(r["image"]), *(number_text(r[key], digits) for key, _, digits in shown)] for r in numbers]
+        streams.table(["image", *(heading for _, heading, _ in shown)], rows, to_stderr=True)
     about = {"checkpoint": str(loaded.path), "step": loaded.step, "seed": seed, "source": source}
     _artifact.report(path, {**about, "images": numbers}, json)
 
@@ -70,10 +73,10 @@ def require_latents(loaded: Loaded) -> None:
 
 
 def outputs(loaded: Loaded, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The expected images at the modes of q(z|x), float32 (B, C, H, W) on the CPU, and batch by batch their NLL and KL
-    in nats, (b,) each; none where there is none. Seed torch's generator first."""
+    """The expected images at the modes of q(z|x), float32 (B, C, H, W) on the CPU, and batch by batch their -log p(x|z)
+    and KL in nats, (b,) each; none where there is none. Seed torch's generator first."""
     model, hyper = loaded.model, loaded.hyper
-    images, nlls, kls = [], [], []
+    images, recons, kls = [], [], []
     with torch.inference_mode():
         for part_BCHW in torch.split(x_BCHW, at_once(loaded.info.shape, 256)):
             on_device = part_BCHW.to(model.device)
@@ -82,11 +85,11 @@ def outputs(loaded: Loaded, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor], list[
             images.append(model.image(values).float().cpu())
             log_prob_B = model.log_prob(on_device, values, hyper)
             if log_prob_B is not None:
-                nlls.append(-log_prob_B.cpu().double())
+                recons.append(-log_prob_B.cpu().double())
             rates = list(model.rates(found).values())
             if len(model.inferred) == 1 and rates and rates[0].dim() > 1 and model.has_likelihood:
                 kls.append(rates[0].flatten(1).sum(dim=1).cpu())
-    return torch.cat(images), nlls, kls
+    return torch.cat(images), recons, kls
 
 
 def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tensor, list[str], str]:
@@ -103,7 +106,7 @@ def _inputs(loaded: Loaded, images: list[str], split: str, n: int) -> tuple[Tens
 
 
 def _picture(x_BCHW: Tensor, y_BCHW: Tensor, numbers: list[dict[str, object]], heading: str, output: str) -> bytes:
-    wanted = (("nll", "NLL", 1), ("kl", "KL", 1), ("mse", "MSE", 4))
+    wanted = (("recon", "recon", 1), ("kl", "KL", 1), ("mse", "MSE", 4))
     captions = [
         "\n".join(f"{name} {number_text(r[key], digits)}" for key, name, digits in wanted if r[key] is not None)
         for r in numbers

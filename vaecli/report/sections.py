@@ -64,7 +64,7 @@ class Traversals:
 
 def verdict(name: str, sentences: Sequence[str]) -> Html:
     """The verdict, its evidence and, in bold, what to try first."""
-    kind = {"healthy": "good", "collapsed": "bad", "not finite": "bad", "n/a": "", "not judged": ""}.get(name, "warn")
+    kind = {"healthy": "good", "collapsed": "bad", "not finite": "bad", "not judged": ""}.get(name, "warn")
     said = [tag("p", s, class_="first" if s.startswith("First") else None) for s in sentences]
     return tag("div", tag("p", f"Verdict: {name}", class_="name"), *said, class_=f"verdict {kind}".strip())
 
