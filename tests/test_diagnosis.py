@@ -14,11 +14,12 @@ from torch import Tensor
 from vaecli import data
 from vaecli.analysis import advice, diagnosis, tables
 from vaecli.analysis.advice import Evidence
-from vaecli.analysis.diagnosis import verdict, warn_while_training
+from vaecli.analysis.diagnosis import Verdict, verdict, warn_while_training, with_past
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Moments, Statistics
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import InputError
+from vaecli.models import annealed_vae
 from vaecli.models import vae as vae_model
 from vaecli.models.base import Hyper, Level, Model, ModelConfig, Values
 from vaecli.objectives.distributions import Gaussian, Point
@@ -357,6 +358,40 @@ def test_a_handful_of_images_is_no_evidence_against_a_model() -> None:
     assert alone.name == "not judged" and "One image" in alone.sentences[0]
 
 
+def test_a_held_out_elbo_that_was_better_is_overfitted() -> None:
+    past = [(100, -120.0), (200, -100.0), (300, -130.0)]
+    plain, rising = vae_model.Config(), annealed_vae.Config()
+    for name in ("healthy", "undertrained", "not judged"):
+        found = with_past(Verdict(name, ["about.", "First: train longer."]), past, 300, plain)
+        assert found.name == "overfitted" and found.sentences[0] == "about."
+        assert "was -100 nats at step 200, and is -130 at step 300" in found.sentences[1]
+        assert "checkpoints/best" in found.sentences[2] and "--steps 200" in found.sentences[2]
+        assert "train longer" not in " ".join(found.sentences)
+        assert with_past(Verdict(name, ["about."]), past, 200, plain).name == name  # of the best checkpoint itself
+        assert with_past(Verdict(name, ["about."]), past, 300, rising).name == name  # what is asked for changes
+        assert with_past(Verdict(name, ["about."]), [(1, -100.0), (2, -105.9)], 2, plain).name == name
+        assert with_past(Verdict(name, ["about."]), [(1, -100.0), (2, -106.1)], 2, plain).name == "overfitted"
+        assert with_past(Verdict(name, ["about."]), [(1, -100.0)], 2, plain).name == name
+    also = with_past(Verdict("partly collapsed", ["about.", "First: this."]), past, 300, plain)
+    assert also.name == "partly collapsed" and "Overfitted" in also.sentences[2] and "Then:" in also.sentences[3]
+
+
+def test_too_long_a_training_on_few_images_is_called_so(vae: Vae) -> None:
+    """By `train` and by `analyze`, from what the run itself wrote down; not of its best checkpoint."""
+    few = ("-S", "data.limit=60", "-S", "data.holdout=20", "-S", "model.net={name: mlp, hidden: [64]}")
+    done = vae(
+        "train", "--data", "digits", *few, "--model", "vae", "--latent-dim", 4, "--steps", 1500, "--lr", 3e-3,
+        "--batch-size", 32, "-S", "train.eval_every=100", "-S", "train.save_every=100",
+        "-S", "model.likelihood={name: gaussian, sigma: 0.1}", "--runs-dir", "runs", "--name", "r",
+    )  # fmt: skip
+    assert done.code == 0 and "verdict: overfitted" in done.err, done.err
+    record = json.loads(vae("analyze", "runs/r", "--json").out)
+    assert record["verdict"]["name"] == "overfitted"
+    assert vae("analyze", "runs/r", "--fail-if", "overfitted").code == 6
+    best = json.loads(vae("analyze", "runs/r/checkpoints/best", "--json").out)
+    assert best["step"] < 1500 and best["verdict"]["name"] != "overfitted"
+
+
 def test_the_mean_image_costs_what_it_costs(vae: Vae) -> None:
     run = vae("train", *TINY, "--model", "vae", "--steps", 2, "--runs-dir", "runs", "-q").out.strip()
     loaded = checkpoint.load(run, torch.device("cpu"))
@@ -398,7 +433,7 @@ def test_under_regularised() -> None:
 
 def test_every_verdict_has_its_name() -> None:
     found = {verdict(s).name for s in (ALL, TWO, NONE, replace(ALL, recon=math.nan))}
-    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 9
+    assert found < set(diagnosis.VERDICTS) and len(diagnosis.VERDICTS) == 10
 
 
 def test_codes_without_a_model_have_no_reconstruction() -> None:

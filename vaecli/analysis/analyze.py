@@ -36,6 +36,7 @@ from vaecli.analysis.statistics import Statistics
 from vaecli.batch import at_once
 from vaecli.data.base import Dataset, SplitView
 from vaecli.speed import fast
+from vaecli.training import rundir
 from vaecli.training.checkpoint import Loaded
 
 TESTED = 10_000  # draws each of q(z) and p(z) on which the classifier is tested, and as many to train it
@@ -146,6 +147,8 @@ def analyze(
         stats = latent_statistics(model, batches, hyper, advance, seed=seed, draws=noise.draws(images))
     about: dict[str, Any] = {"factors": dataset.varying_factors, "step": loaded.step, "model": model}
     verdict = diagnosis.verdict(stats, names, hyper, **about)
+    past = rundir.held_out(loaded.path)
+    verdict = diagnosis.with_past(verdict, past, loaded.step, loaded.config.model)
     latents = tables.records(stats, names)
     unusable = "the codes are not finite" if verdict.name == "not finite" else None
     if stats.n < 2:
@@ -176,6 +179,7 @@ def analyze(
         latents = _with_columns(latents, {**columns, **more, **rules})
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
+        verdict = diagnosis.with_past(verdict, past, loaded.step, loaded.config.model)
         verdict = diagnosis.with_pixel_order(verdict, numbers["pixel_order"])
     if metric_names:
         _say_part_of_grid(dataset, images)

@@ -17,11 +17,12 @@ from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
 from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
-from vaecli.models.base import Model
+from vaecli.models.base import Model, ModelConfig
+from vaecli.settings import schedules
 
 __all__ = [
     "VERDICTS", "Evidence", "Verdict", "discriminator_wins", "final_report", "latent_statistics", "limited",
-    "table_rows", "verdict", "warn_while_training",
+    "table_rows", "verdict", "warn_while_training", "with_past",
 ]  # fmt: skip
 
 COLLAPSED_KL = 0.1  # nats in all latents together; less cannot tell two images apart
@@ -29,13 +30,14 @@ LAW_TOLERANCE = 0.1
 FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 STEPS_SHARE = 20  # of all steps a twentieth must be over before a run in training is called collapsed
 FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
+FALLEN_NATS, FALLEN = 1.0, 0.05  # a held-out ELBO is worse by far by so many nats and this share of the best
 FEW_FOR_A_MEAN = 20  # with fewer, their own mean image is too near to each of them to be a rival
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
 VERDICTS = (
     "healthy", "undertrained", "partly collapsed", "collapsed", "over-regularised", "under-regularised",
-    "prior mismatch", "not judged", "not finite",
+    "prior mismatch", "overfitted", "not judged", "not finite",
 )  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def verdict(
     the latents have lost the prior's scale. A rate above log N alone is no fault: a sound VAE on MNIST has twice that.
     Prior mismatch: q(z) is far from the prior, by a classifier's AUC of 0.95 or by its moments: samples decode from
     where no image was encoded.
+    Overfitted (`with_past`): healthy, undertrained or not judged by these rules, but the held-out ELBO was better by far before.
     Not judged: the model is none of which this is defined, being without likelihood or of several levels, or its
     latents being codes or labels; then the sentences say why, and what can be seen.
 
@@ -252,6 +255,28 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
             f"First: train longer. Then: {more_weight(known, evidence)}",
         ],
     )
+
+
+def with_past(found: Verdict, past: Sequence[tuple[int, float]], step: int, config: ModelConfig) -> Verdict:
+    """The verdict and, where the held-out ELBO was better by far at an earlier step of the run, that: `past` are steps
+    and ELBOs (nats) of its evaluations. What is said of a model at rest, or not, is then no longer the question.
+
+    Not of a model whose objective changes on the way: its ELBO may fall because less of it is asked for.
+    """
+    past = [(at, elbo) for at, elbo in past if at <= step]
+    if len(past) < 2 or schedules.moving(config):
+        return found
+    (last, now), (at, best) = past[-1], max(past, key=lambda pair: pair[1])
+    if best - now <= FALLEN_NATS + FALLEN * abs(best):
+        return found
+    told = [
+        f"Overfitted: the held-out ELBO was {best:.5g} nats at step {at:,}, and is {now:.5g} at step {last:,}.",
+        f"First: an earlier checkpoint (`checkpoints/best`). In training fewer steps (--steps {at}), more images, "
+        "a smaller model.net.",
+    ]
+    if found.name in ("healthy", "undertrained", "not judged"):
+        return Verdict("overfitted", [found.sentences[0], *told])
+    return Verdict(found.name, _one_first([*found.sentences, *told]))
 
 
 def with_pixel_order(found: Verdict, order: Mapping[str, Any] | None) -> Verdict:

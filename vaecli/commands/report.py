@@ -27,6 +27,7 @@ from vaecli.models.base import NoPrior
 from vaecli.report import offline, profiles
 from vaecli.report.explorer import Exploration
 from vaecli.training import checkpoint as checkpoints
+from vaecli.training import rundir
 from vaecli.training.checkpoint import Loaded
 
 DEFAULT_NAME = "report.html"
@@ -35,7 +36,6 @@ ENCODED = 20_000  # images behind maps and marginals where the analysis needed n
 PART = 2_000  # images of a split that are analyzed unless all are asked for
 CARRIED = 8 << 20  # bytes of weights that a report takes along to be explored
 SLOW = ("dci-sklearn", "edi", "infomec")  # metrics that alone take longer than the rest together
-LARGEST_LOG = 64 << 20  # bytes of a metrics.jsonl that are read
 RECORDED = {
     "vaecli": "vae", "python": "Python", "torch": "torch", "cuda": "CUDA", "platform": "system", "device": "device",
     "preset": "preset", "status": "state of the run", "started": "started",
@@ -305,7 +305,7 @@ def run_folder(checkpoint: Path) -> Path | None:
 def _read(path: Path) -> str:
     """A text of the run; nothing where it is missing, too large to be one, or a link, which may lead anywhere."""
     try:
-        return safe_files.read(path, LARGEST_LOG).decode(errors="replace")
+        return safe_files.read(path, rundir.LARGEST_LOG).decode(errors="replace")
     except FileNotFoundError:
         return ""
     except OSError as error:

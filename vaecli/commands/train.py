@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vaecli import config as configs
 from vaecli import data, device, models, noise, output, presets, registry
 from vaecli.analysis import tables
-from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training
+from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training, with_past
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
 from vaecli.config import RunConfig
@@ -311,7 +311,14 @@ class Judge(session.Judge):
         return found
 
     def final(
-        self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
+        self,
+        model: Model,
+        held_out: SplitView,
+        config: RunConfig,
+        step: int,
+        stop: Stop,
+        factors: int | None,
+        past: Sequence[tuple[int, float]],
     ) -> dict[str, Any] | None:
         """The latents over (at most `train.eval_images`) held-out images, on stderr, and the verdict; the totals with
         their standard errors, as `analyze` of the same images has them."""
@@ -330,6 +337,7 @@ class Judge(session.Judge):
             step=step,
             draws=noise.draws(min(len(held_out), config.train.eval_images)),
         )
+        found = with_past(found, past, step, config.model)
         for table in shown:
             output.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=True)
         for line in lines:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -27,6 +28,7 @@ from typing import Any
 from vaecli import __version__, output, safe_files
 from vaecli.errors import ConfigError, MachineError
 
+LARGEST_LOG = 64 << 20  # bytes of a metrics.jsonl that are read
 LARGEST_RECORD = 1 << 24  # bytes of a run.json that are read
 
 
@@ -210,6 +212,25 @@ def processes(path: Path) -> int:
         return found if isinstance(found, int) else 1
     except (OSError, ValueError, AttributeError, RecursionError):
         return 1
+
+
+def held_out(inside: Path) -> list[tuple[int, float]]:
+    """Step and held-out ELBO (nats) of each evaluation of the run that a path lies in, as its metrics.jsonl tells them;
+    none where it tells none."""
+    run = next((parent for parent in (inside, *inside.parents[:3]) if is_run(parent)), None)
+    if run is None:
+        return []
+    found = []
+    try:
+        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
+            record = json.loads(line)
+            if record["kind"] == "val" and math.isfinite(record["elbo"]):
+                found.append((int(record["step"]), float(record["elbo"])))
+    return sorted(found)
 
 
 def check_name(name: str) -> None:

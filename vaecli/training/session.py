@@ -38,9 +38,17 @@ class Judge:
         return None
 
     def final(
-        self, model: Model, held_out: SplitView, config: RunConfig, step: int, stop: Stop, factors: int | None
+        self,
+        model: Model,
+        held_out: SplitView,
+        config: RunConfig,
+        step: int,
+        stop: Stop,
+        factors: int | None,
+        past: Sequence[tuple[int, float]],
     ) -> dict[str, Any] | None:
-        """The last word, on stderr, and its numbers for the record of the result."""
+        """The last word, on stderr, and its numbers for the record of the result; `past` are the steps and held-out
+        ELBOs of the run's evaluations."""
         return None
 
 
@@ -317,7 +325,8 @@ def _train(
             if config.density is not None and run_dir.writes:
                 status = _fit_density(run_dir, config, model.device, dataset, state.step, status, stop)
             if run_dir.writes:
-                final = judge.final(model, held_out, config, state.step, stop, dataset.varying_factors)
+                past, factors = rundir.held_out(run_dir.path), dataset.varying_factors
+                final = judge.final(model, held_out, config, state.step, stop, factors, past)
     except VaeError as error:
         code = error.exit_code
         status = {4: "diverged"}.get(code, "interrupted" if code > 128 else "failed")
