@@ -609,7 +609,10 @@ def density(
         str | None, typer.Option(metavar="NAME", help="normal, mixture, vae or class-normal; default: tell which.")
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Of a mixture; default: 10.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-S", metavar="KEY=VALUE", help="A setting of the density, e.g. labelled=220."),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "train",
     limit: Annotated[int | None, typer.Option(min=2, help="Only LIMIT images of the split.")] = None,
     max_time: Annotated[str | None, typer.Option("--max-time", metavar="90s", help="Ends a long fit.")] = None,

@@ -77,7 +77,8 @@ def verdict(
     the latents have lost the prior's scale. A rate above log N alone is no fault: a sound VAE on MNIST has twice that.
     Prior mismatch: q(z) is far from the prior, by a classifier's AUC of 0.95 or by its moments: samples decode from
     where no image was encoded.
-    Overfitted (`with_past`): healthy, undertrained or not judged by these rules, but the held-out ELBO was better by far before.
+    Overfitted (`with_past`): healthy, undertrained or not judged by these rules, but the held-out ELBO was better by
+    far before.
     Not judged: the model is none of which this is defined, being without likelihood or of several levels, or its
     latents being codes or labels; then the sentences say why, and what can be seen.
 
@@ -389,7 +390,7 @@ def _without_standard(stats: Statistics, names: Sequence[str]) -> Verdict:
         dead += not bool(part.active_D.any())
         sentences.append(_about_level(part, here, alone=len(parts) == 1))
     if dead == len(parts):
-        return Verdict("collapsed", [*sentences, "No latent depends on the image."])
+        return Verdict("collapsed", sentences if len(parts) == 1 else [*sentences, "No latent depends on the image."])
     return Verdict("not judged", [*sentences, f"Not judged: {_why_not(stats)}"])
 
 

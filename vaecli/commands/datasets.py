@@ -37,7 +37,7 @@ def show(spec: str, sets: list[str], json: bool) -> None:
     if json:
         output.result_json({"schema": 1, **record, "options": [option._asdict() for option in settings]})
     else:
-        output.table(("", info.name), [[key, _text(value)] for key, value in list(record.items())[1:]], left=2)
+        output.table(("data set", info.name), [[key, text(value)] for key, value in list(record.items())[1:]], left=2)
         if sys.stdout.isatty():  # in a pipe there is one table: --options gives this one
             output.table(("option", "type", "default"), [list(option) for option in settings], left=3)
 
@@ -67,11 +67,15 @@ def numbers(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value of a record for a reader."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list):
-        return "x".join(map(str, value))
+        return ", ".join(f"{key} {text(item)}" for key, item in value.items()) or "none"
+    if value is None:
+        return "-"
+    if isinstance(value, list):  # sizes, or ends of a range
+        sizes = all(isinstance(item, int) for item in value)
+        return "x".join(map(str, value)) if sizes else " to ".join(map(text, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.10g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,6 +3,7 @@
 import math
 
 from vaecli import output
+from vaecli.commands.datasets import text
 from vaecli.training import checkpoint
 
 
@@ -26,7 +27,11 @@ def run(path: str, json: bool) -> None:
     if json:
         output.result_json({"schema": 1, **facts, "config": config.to_tree()})
         return
-    output.table(["key", "value"], [(key, str(value)) for key, value in facts.items()], left=2)
+    output.table(
+        ["key", "value"],
+        [(key, str(value) if isinstance(value, int) else text(value)) for key, value in facts.items()],
+        left=2,
+    )
     from vaecli.config import dump
 
     output.result(*dump(config).splitlines())

@@ -148,7 +148,12 @@ def setting(text: str, model: Model) -> Setting:
             return Setting(name, mover.level.name, mover.column, None, numbers, texts)
     level_of(name.partition(".")[0] if len(model.levels) > 1 else name.rstrip("0123456789"), model, "--set")
     latents = [m.name for m in traversal.movers(model, model.levels) if m.level.kind == "gaussian"]
-    there = f"{latents[0]} to {latents[-1]}" if latents else "none that are numbers"
+    if not latents:
+        raise ConfigError(
+            f"--set {name[:80]}: no latent of {model.config.name} has a prior, in whose deviations it would be set",
+            f"--set {_example(model)}" if labelled.blocks(model) else "vae traverse moves what there is",
+        )
+    there = f"{latents[0]} to {latents[-1]}"
     raise ConfigError(f"--set {name[:80]}: no such latent; there are {there}", f"--set {_example(model)}")
 
 

@@ -100,7 +100,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _step(record: dict[str, Any]) -> str:
-    if record["step"] is None:
+    if record["step"] is None or (record["step"] == 0 and record["status"] == "finished"):  # fitted, not trained
         return "-"
     return f"{record['step']:,}" + (f"/{record['steps']:,}" if record["steps"] else "")
 

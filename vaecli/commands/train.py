@@ -260,7 +260,14 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     if not names_a_run(moved):  # only changes; otherwise the whole command line again, as a scheduler repeats it
         changes, tree = tree, trees.Tree(old.to_tree(), {})
         tree.merge(changes)
-    new = configs.build(tree)
+    tree.values.setdefault("data", old.to_tree()["data"])
+    try:
+        new = configs.build(tree)
+    except ConfigError as error:
+        instead = "start a new run from these weights with --init-from"
+        raise ConfigError(
+            f"a run is continued with its own configuration; {error.message}", instead, error.more
+        ) from None
     new = replace(new, model=models.settled_as(new.model, old.model))
     refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if not k.startswith(MAY_CHANGE)]
     if refused:

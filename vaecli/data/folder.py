@@ -393,7 +393,9 @@ def _read(
     if bad:
         listed = ", ".join(bad[:_SHOWN]) + (", ..." if len(bad) > _SHOWN else "")
         if config.on_bad_image == "error" or len(bad) == len(paths):
-            hint = "repair or remove them, or set data.on_bad_image=skip" if len(bad) < len(paths) else None
+            hint = (
+                "repair or remove them, or train with --set data.on_bad_image=skip" if len(bad) < len(paths) else None
+            )
             raise InputError(f"images that cannot be read: {listed}", hint)
         output.warning(f"{len(bad):,} images that cannot be read are left out: {listed}")
 
