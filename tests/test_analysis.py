@@ -318,3 +318,9 @@ def test_the_weight_of_the_kl(tiny_run: Path, vae: Callable[..., Result]) -> Non
 
 def test_unknown_metric_is_refused_before_any_work(tiny_run: Path, vae: Callable[..., Result]) -> None:
     assert vae("analyze", tiny_run, "--metrics", "mgi").code == 2
+
+
+def test_metrics_of_a_handful_of_images_come_with_a_caution(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    for limit, said in ((12, True), (51, True), (100, False)):
+        done = vae("analyze", tiny_run, "--split", "all", "--limit", limit, "--metrics", "mig")
+        assert done.code == 0 and ("say little" in done.err) == said

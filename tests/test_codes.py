@@ -237,6 +237,19 @@ def test_factors_not_known_are_left_out(loaded: Loaded, view: SplitView, notices
     made = codes.encode(loaded, replace(view.dataset, labels=labels_NK).split("test"), 7)
     assert made.factor_names == ("size", "posY") and notices == ["left out, because not known for all images: posX"]
     assert codes.encode(loaded, replace(view.dataset, labels=labels_NK).split("test"), 4).factor_names[1] == "posX"
+    partly = replace(view.dataset, labels=labels_NK).split("test")
+    known = codes.fully_known(made, partly, 7)
+    assert known.factor_names == ("size", "posX", "posY") and notices[-1].startswith(
+        "metrics are over the 6 of 7 images"
+    )
+    rows = [0, 1, 2, 3, 5, 6]
+    assert (known.mean_ND == made.mean_ND[rows]).all() and known.factors_NK is not None
+    assert (
+        known.factors_NK[:, 0]
+        == codes.make(made.mean_ND, None, view.take(7).labels_BK.numpy()[:, :1]).factors_NK[rows, 0]
+    ).all()  # type: ignore
+    labels_NK[1:] = -1
+    assert codes.fully_known(made, replace(view.dataset, labels=labels_NK).split("test"), 7) is made
     labels_NK[:] = -1
     assert codes.encode(loaded, replace(view.dataset, labels=labels_NK).split("test"), 7).factors_NK is None
     bare = replace(view.dataset, labels=None, info=replace(view.dataset.info, factor_names=(), factor_sizes=()))

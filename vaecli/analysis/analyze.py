@@ -181,9 +181,13 @@ def analyze(
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
         verdict = diagnosis.with_past(verdict, past, loaded.step, loaded.config.model)
         verdict = diagnosis.with_pixel_order(verdict, numbers["pixel_order"])
+    seen = codes
     if metric_names:
         _say_part_of_grid(dataset, images)
-    results = _metrics(metric_names, _numbers(codes, stats), seed, lenient)
+        seen = code_files.fully_known(codes, view, images)
+        if len(seen) < diagnosis.FEW_IMAGES:
+            streams.notice(f"metrics of so few images ({len(seen):,}) say little: the columns chance and ceiling show it")
+    results = _metrics(metric_names, _numbers(seen, stats), seed, lenient)
     results = pca_row.beside(results, view, images, seed)
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
 

@@ -224,6 +224,21 @@ def known_factors(view: SplitView, count: int) -> tuple[Array | None, list[str]]
     return (found_NK[:, known], [names[k] for k in known]) if known else (None, [])
 
 
+def fully_known(codes: Codes, view: SplitView, count: int) -> Codes:
+    """The codes of those of the first `count` images of a view all of whose factors are known, with all factors, where
+    `encode` left some out; said. The codes as they are where there are no two such images."""
+    labels_NK, names = view.dataset.labels, view.dataset.info.factor_names
+    if labels_NK is None or codes.factor_names == names:
+        return codes
+    found_NK = labels_NK.index_select(0, view.indices[:count].to(labels_NK.device)).cpu().numpy()
+    rows = np.flatnonzero((found_NK >= 0).all(axis=1))
+    if len(rows) < 2:
+        return codes
+    output.notice(f"metrics are over the {len(rows):,} of {count:,} images whose factors are all known")
+    of_rows = codes.rows(rows)
+    return make(of_rows.mean_ND, of_rows.logvar_ND, found_NK[rows], names, codes.latent_names, codes.source)
+
+
 def run_encoder(
     loaded: checkpoint.Loaded,
     view: SplitView,

@@ -137,7 +137,11 @@ def _problem(metric: ModuleType, codes: Codes, still: str) -> str | None:
     if len(codes) < 2:
         return "one image is too few"
     if "factors" in needs and codes.factors_NK is None:
-        return "no factor varies in these images" if still else "it needs true factors, and these images have none"
+        return (
+            "no factor varies in these images"
+            if still
+            else "it needs true factors, of which these images have none that is known for all"
+        )
     if "logvar" in needs and codes.logvar_ND is None:
         return "it needs q(z|x), and this code has no distribution"
     return None
