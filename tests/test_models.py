@@ -33,9 +33,10 @@ def toy(n: int = 64) -> Batch:
 
 
 def loss(model: Any, hyper: dict[str, float] | None = None) -> dict[str, Any]:
-    """What is minimised, and all that is logged."""
+    """What is minimised, and all that is logged, in the model's precision."""
     torch.manual_seed(3)
-    return total(model.loss(toy(), model.hyper(0) if hyper is None else hyper))[1]
+    x_BCHW = toy().x_BCHW.to(next(model.parameters()).dtype)
+    return total(model.loss(Batch(x_BCHW, torch.arange(len(x_BCHW))), model.hyper(0) if hyper is None else hyper))[1]
 
 
 def test_vae_loss_recomputed_with_torch_distributions() -> None:
@@ -70,12 +71,12 @@ def test_what_is_minimised_is_the_weighed_sum_of_the_terms() -> None:
 
 
 def test_beta_weighs_the_kl_and_leaves_the_elbo_alone() -> None:
-    plain, weighted = loss(build(vae)), loss(build(beta_vae, beta=4.0))
-    torch.testing.assert_close(weighted["loss"], plain["recon"] + 4.0 * plain["kl"])
+    plain, weighted = loss(build(vae).double()), loss(build(beta_vae, beta=4.0).double())
+    torch.testing.assert_close(weighted["loss"], plain["recon"] + 4.0 * plain["kl"], rtol=1e-12, atol=1e-12)
     assert weighted["kl.weight"] == 4.0
     torch.testing.assert_close(weighted["kl"], plain["kl"])
     torch.testing.assert_close(weighted["elbo"], plain["elbo"])
-    torch.testing.assert_close(loss(build(beta_vae, beta=1.0))["loss"], plain["loss"], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(loss(build(beta_vae, beta=1.0).double())["loss"], plain["loss"], rtol=0.0, atol=0.0)
 
 
 def test_beta_norm_gives_identical_losses() -> None:
@@ -100,13 +101,14 @@ def test_beta_and_beta_norm_exclude_each_other() -> None:
 
 
 def test_capacity_compares_the_mean_kl_of_the_batch_with_c() -> None:
-    model = build(annealed_vae, gamma=10.0)
-    kl_B = model.posterior(toy().x_BCHW).kl_BD.sum(dim=1)
+    model = build(annealed_vae, gamma=10.0).double()
+    mean_BD, logvar_BD = model.encoder(toy().x_BCHW.double()).split(3, dim=1)
+    kl_B = dist.kl_divergence(dist.Normal(mean_BD, (logvar_BD / 2).exp()), dist.Normal(0.0, 1.0)).sum(dim=1)
     assert kl_B.std() > 0  # single images miss C on both sides, which must not count
     mean = kl_B.mean().item()
     for c in (mean - 0.5, mean, mean + 2.0):
         terms = loss(model, {"capacity": c, "gamma": 10.0})
-        torch.testing.assert_close(terms["loss"].item(), terms["recon"].item() + 10.0 * abs(mean - c))
+        assert terms["loss"].item() == pytest.approx(terms["recon"].item() + 10.0 * abs(mean - c), abs=1e-9)
 
 
 def test_capacity_rises_by_default_and_takes_the_usual_names() -> None:

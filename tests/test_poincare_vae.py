@@ -203,8 +203,8 @@ def test_the_loss_by_hand() -> None:
     kl = (log_density(v, (logvar / 2).exp(), r) - log_density(to_z, 1.3, r0)).mean()
     recon = -td.Bernoulli(logits=model.decoder(z)).log_prob(batch.x_BCHW).sum(dim=(1, 2, 3)).mean()
     assert found["recon"] == pytest.approx(float(recon.detach()), abs=1e-9)
-    assert found["kl"] == pytest.approx(float(kl.detach()), abs=1e-7)  # the prior's scale is kept in float32
-    assert found["loss"] == pytest.approx(float((recon + kl).detach()), abs=1e-7) and found["elbo"] == -found["loss"]
+    assert found["kl"] == pytest.approx(float(kl.detach()), abs=1e-9)
+    assert found["loss"] == pytest.approx(float((recon + kl).detach()), abs=1e-9) and found["elbo"] == -found["loss"]
     assert not model.standard_prior and model.posterior(batch.x_BCHW).logvar_BD is None
     outside = model.decode(9.0 * mu)
     same(outside, model.decode(ball.project(9.0 * mu)))

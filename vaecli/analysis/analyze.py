@@ -186,7 +186,7 @@ def analyze(
         _say_part_of_grid(dataset, images)
         seen = code_files.fully_known(codes, view, images)
         if len(seen) < diagnosis.FEW_IMAGES:
-            streams.notice(f"metrics of so few images ({len(seen):,}) say little: the columns chance and ceiling show it")
+            streams.notice(f"metrics of {len(seen):,} images say little, as the columns chance and ceiling show")
     results = _metrics(metric_names, _numbers(seen, stats), seed, lenient)
     results = pca_row.beside(results, view, images, seed)
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
