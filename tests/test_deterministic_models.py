@@ -57,6 +57,11 @@ def test_rae_slope_is_the_jacobians_norm() -> None:
     jacobian = torch.autograd.functional.jacobian(lambda z: model.decoder(z[None])[0], z_BD[0])
     exact = float(jacobian.square().sum())
     torch.manual_seed(2)
+    found = model.slope(z_BD[:1])
+    torch.manual_seed(2)
+    v_P = torch.randn(1, 1, 4, 4, dtype=F64).flatten()  # of one draw exactly: |v^T J|^2
+    assert float(found.detach()) == pytest.approx(float((v_P @ jacobian.reshape(16, 3)).square().sum()), rel=1e-9)
+    torch.manual_seed(2)
     with torch.no_grad():
         draws = torch.stack([model.slope(z_BD[:1])[0] for _ in range(4000)])
     error = float(draws.std() / len(draws) ** 0.5)
