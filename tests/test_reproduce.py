@@ -317,6 +317,12 @@ def test_what_rows_gave_is_printed_where_a_later_one_fails(
         assert "squares\tlatents\t3\t0\t3\tholds" in done.out and "broken" not in done.out
 
 
+def test_what_is_there_is_no_hindrance(row: Callable[..., None], vae: Callable[..., Result]) -> None:
+    row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [scikit-learn, vae, squares]"))
+    done = vae("reproduce", "squares", "-o", "runs")
+    assert done.code == 0, done.err
+
+
 def test_rows_of_downloaded_data_say_that_they_need_them() -> None:
     for row in map(rows.load, rows.names()):
         said = " ".join([*row.train.values(), *(entry["command"] for entry in row.measure.values())])

@@ -87,16 +87,15 @@ def _check_needs(row: Row) -> None:
 
             if importlib.util.find_spec("sklearn") is None:
                 raise ConfigError(f"{row.name} needs scikit-learn", 'pip install "vaecli[analyze]"')
-        elif need in registry.names("model"):
-            continue
-        elif need not in registry.names("dataset"):
+        elif need in registry.names("dataset"):
+            try:  # its files are read, or fetched
+                data.load(registry.load("dataset", need).Config(name=need))
+            except VaeError as error:
+                error.message = f"{row.name} needs {need}: {error.message}"
+                raise
+        elif need not in registry.names("model"):
             known = [*registry.names("dataset"), *registry.names("model"), "scikit-learn"]
             raise ConfigError(f"{row.name} needs {need!r}, which is not there{registry.nearest(need, known)}")
-        try:  # its files are read, or fetched
-            data.load(registry.load("dataset", need).Config(name=need))
-        except VaeError as error:
-            error.message = f"{row.name} needs {need}: {error.message}"
-            raise
 
 
 def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path) -> dict[str, Any]:
