@@ -85,6 +85,11 @@ def test_latents_are_bounded_by_what_is_known_to_vary() -> None:
     assert suggestion.latents(found, 7.0, None)[0] == 2
     flat = suggestion.Spectrum(torch.ones(1000), 2000, 1000)
     assert suggestion.latents(flat, 0.1, None)[0] == suggestion.MOST_LATENTS
+    few = suggestion.Spectrum(torch.ones(53, dtype=torch.float64), 54, 1000)  # as many axes as the images allow
+    assert suggestion.latents(few, 0.1, None)[0] == 13 and "too few" in suggestion.latents(few, 0.1, None)[1]
+    assert suggestion.latents(few, 0.1, 3)[0] == 6
+    enough = suggestion.Spectrum(torch.ones(53, dtype=torch.float64), 106, 1000)
+    assert suggestion.latents(enough, 0.1, None)[0] == 53
 
 
 def test_capacity_of_a_grid_is_no_more_than_twice_what_tells_its_images_apart() -> None:

@@ -75,11 +75,14 @@ def spectrum(view: SplitView) -> Spectrum:
 
 def latents(found: Spectrum, noise: float, factors: int | None) -> tuple[int, str]:
     """How many to give a model, and why: those that a linear one would use, but no more than twice the factors that are
-    known to vary, and no more than `MOST_LATENTS`."""
+    known to vary, than a quarter of the images where it is they that end the spectrum, and than `MOST_LATENTS`."""
     active = found.active(noise)
     why = f"{active:,} eigenvalues are above the decoder's variance"
     if factors is not None and active > 2 * factors:
         return 2 * factors, f"twice the {factors} factors that vary ({why})"
+    if 2 * active > found.images and found.images // 4 < MOST_LATENTS:
+        few = f"a quarter of the {found.images:,} images, which are too few to show how many there are"
+        return max(2, found.images // 4), f"{few} ({why})"
     if active > MOST_LATENTS:
         return MOST_LATENTS, f"the most that is worth a first trial ({why})"
     return max(2, active), why
