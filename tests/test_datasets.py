@@ -50,3 +50,9 @@ def test_mistakes(vae: Callable[..., Result]) -> None:
     assert "--set is for a data set" in vae("datasets", "--set", "data.spacing=1").err
     assert "no such option" in vae("datasets", "squares", "--set", "data.spacing=1").err
     assert vae("datasets", "array:none.npy").code in (2, 3) and not Path("none.npy").exists()
+
+
+def test_what_a_data_set_lacks_is_said_with_where_its_settings_are(vae: Callable[..., Result]) -> None:
+    bare = vae("datasets", "folder")
+    assert bare.code == 2 and "data.path: is required" in bare.err and "vae datasets folder --options" in bare.err
+    assert "--options" not in vae("datasets", "flder").err

@@ -315,3 +315,12 @@ def test_an_empty_sweep_is_told(vae: Callable[..., Result]) -> None:
     plan.write(SWEEP, {"base": []})
     done = vae("compare", SWEEP)
     assert done.code == 3 and "has no run yet" in done.err
+
+
+def test_a_mistake_in_the_grid_is_said_of_the_grid(vae: Callable[..., Result]) -> None:
+    for grid, said in (
+        ("model.bta=1,4", "--grid: model.bta: no such option"),
+        ("model.beta=1,x", "--grid: model.beta: "),
+    ):
+        done = vae("sweep", "--model", "beta-vae", "--data", "squares", "--grid", grid, "-n")
+        assert done.code == 2 and said in done.err and "--set" not in done.err, done.err

@@ -35,9 +35,10 @@ def pick(name: str = "auto") -> torch.device:
 
 def describe(device: torch.device) -> str:
     """`cuda (NVIDIA H100)`, `cpu (2 threads)`."""
+    threads = torch.get_num_threads()
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"cpu ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else str(device)
 
 
 def derive(*keys: int | str) -> int:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from vaecli import config as configs
-from vaecli import data, output
+from vaecli import data, output, registry
 from vaecli.commands.settings import options
 from vaecli.commands.train import Layers, resolve
 from vaecli.data.base import Dataset
+from vaecli.errors import ConfigError
 
 ENTRIES = 2**24  # pixels looked at together
 
@@ -21,7 +22,14 @@ def show(spec: str, sets: list[str], json: bool) -> None:
     ConfigError and InputError as `vae train` has them.
     """
     layers = Layers(flags={"data.name": ("NAME", spec)}, sets=sets)
-    dataset = data.load(configs.build(resolve(layers)).data)
+    try:
+        config = configs.build(resolve(layers))
+    except ConfigError as error:
+        kind = spec.partition(":")[0]
+        if kind in registry.names("dataset"):
+            error.hint = error.hint or f"vae datasets {kind} --options lists what can be set"
+        raise
+    dataset = data.load(config.data)
     info = dataset.info
     record: dict[str, Any] = {
         "name": info.name,

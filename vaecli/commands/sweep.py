@@ -187,6 +187,9 @@ def _check(layers: train.Layers, task: Task) -> None:
     changed = layers._replace(sets=[*layers.sets, *task.sets])
     tree = train.resolve(changed)
     train.check_flags(changed, tree)
+    for text in task.sets:  # what is wrong with them is said of the flag that gave them
+        key = tuple(text.partition("=")[0].split("."))
+        tree.origins[key] = "--grid"
     configs.build(tree)
 
 
