@@ -263,12 +263,6 @@ def test_names_that_the_field_uses_for_the_same(said: dict[str, Any], meant: dic
             {"name": "dip-vae-i", "lambda_d_factor": 3, "lambda_od": MOVING},
             "a number; give `lambda_d`",
         ),
-        ({"name": "rae", "regulariser": "none", "strength": 5}, "`strength` would do nothing"),
-        ({"name": "rae", "regulariser": "spectral-norm", "strength": 5}, "`strength` would do nothing"),
-        (
-            {"name": "epitomic-vae", "likelihood": {"name": "gaussian", "sigma": MOVING}},
-            "would change which epitome",
-        ),
     ],
 )
 def test_settings_that_would_do_nothing_or_something_else_are_refused(model: dict[str, Any], said: str) -> None:

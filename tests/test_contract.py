@@ -36,6 +36,7 @@ from vaecli.training.stop import Stop
 NAMES = sorted([*registry.names("model"), *(p.stem.replace("_", "-") for p in (HERE / "models").glob("[a-z]*.py"))])
 every_model = pytest.mark.parametrize("name", NAMES)
 pytestmark = pytest.mark.usefixtures("toy_models")
+SHRINKING = {"schedule": "linear", "start": 1.0, "end": 0.1, "steps": 9}
 SQUARES = data.load(Squares(name="squares"))
 
 
@@ -137,6 +138,24 @@ def test_it_can_be_tried_dry(name: str, tmp_path: Path) -> None:
     facts = banner.dry_run(config_of(name), torch.device("cpu"), tmp_path / "run")
     assert facts["parameters"] == sum(p.numel() for p in made(name).parameters())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "said"),
+    [
+        ("rae", {"regulariser": "none", "strength": 5.0}, "model.strength would do nothing"),
+        ("rae", {"regulariser": "spectral-norm", "strength": 5.0}, "model.strength would do nothing"),
+        ("epitomic-vae", {"likelihood": {"name": "gaussian", "sigma": SHRINKING}}, "which epitome is an image's best"),
+    ],
+)
+def test_settings_that_training_cannot_use_are_refused_there_and_read_from_runs_of_before(
+    name: str, setting: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        banner.dry_run(config_of(name, **setting), torch.device("cpu"), tmp_path / "run")
+    models.build(config_of(name, **setting).model, SQUARES.info)
+    fine = {"regulariser": "none", "strength": 0.0} if name == "rae" else {}
+    banner.dry_run(config_of(name, **fine), torch.device("cpu"), tmp_path / "run")
 
 
 @every_model

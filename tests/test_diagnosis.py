@@ -24,6 +24,7 @@ from vaecli.models import vae as vae_model
 from vaecli.models.base import Hyper, Level, Model, ModelConfig, Values
 from vaecli.objectives.distributions import Gaussian, Point
 from vaecli.training import checkpoint
+from vaecli.training.rundir import Past
 
 Vae = Callable[..., Result]
 
@@ -359,21 +360,32 @@ def test_a_handful_of_images_is_no_evidence_against_a_model() -> None:
 
 
 def test_a_held_out_elbo_that_was_better_is_overfitted() -> None:
-    past = [(100, -120.0), (200, -100.0), (300, -130.0)]
-    plain, rising = vae_model.Config(), annealed_vae.Config()
+    held_out, train = [(100, -120.0), (200, -100.0), (300, -130.0)], [(100, -110.0), (200, -90.0), (300, -70.0)]
+    past, info = Past(held_out, train, 200), DataInfo("toy", (1, 4, 4), 100)
+    plain = vae_model.Model(vae_model.Config(latent_dim=2, net={"name": "mlp", "hidden": [4]}), info)
+    rising = annealed_vae.Model(annealed_vae.Config(latent_dim=2, net={"name": "mlp", "hidden": [4]}), info)
     for name in ("healthy", "undertrained", "not judged"):
-        found = with_past(Verdict(name, ["about.", "First: train longer."]), past, 300, plain)
-        assert found.name == "overfitted" and found.sentences[0] == "about."
-        assert "was -100 nats at step 200, and is -130 at step 300" in found.sentences[1]
-        assert "checkpoints/best" in found.sentences[2] and "--steps 200" in found.sentences[2]
+        said = Verdict(name, ["about.", "more.", "First: train longer."])
+        found = with_past(said, past, 300, plain)
+        assert found.name == "overfitted" and found.sentences[:2] == ["about.", "more."]
+        assert "was -100 nats at step 200 and is -130 at step 300" in found.sentences[2]
+        assert "`checkpoints/best` of step 200" in found.sentences[3] and "--steps 200" in found.sentences[3]
         assert "train longer" not in " ".join(found.sentences)
-        assert with_past(Verdict(name, ["about."]), past, 200, plain).name == name  # of the best checkpoint itself
-        assert with_past(Verdict(name, ["about."]), past, 300, rising).name == name  # what is asked for changes
-        assert with_past(Verdict(name, ["about."]), [(1, -100.0), (2, -105.9)], 2, plain).name == name
-        assert with_past(Verdict(name, ["about."]), [(1, -100.0), (2, -106.1)], 2, plain).name == "overfitted"
-        assert with_past(Verdict(name, ["about."]), [(1, -100.0)], 2, plain).name == name
+        assert with_past(said, past, 200, plain) == said  # of the best checkpoint itself
+        assert with_past(said, past, 300, rising) == said  # what is asked for changes
+        assert with_past(said, None, 300, plain) == said
+        assert with_past(said, Past(held_out[:1], train, 100), 300, plain) == said
+        fallen = Past(held_out, [(100, -90.0), (200, -90.0), (250, -95.0), (300, -99.0)], 200)
+        assert with_past(said, fallen, 300, plain) == said  # it went wrong, and learned nothing by heart
+        for now, wanted in ((-105.9, name), (-106.1, "overfitted")):
+            near = Past([(200, -100.0), (300, now)], train, None)
+            assert with_past(said, near, 300, plain).name == wanted
+        unsaved = with_past(said, Past(held_out, train, 300), 300, plain)
+        assert "checkpoints" not in " ".join(unsaved.sentences) and "--steps 200" in unsaved.sentences[-1]
     also = with_past(Verdict("partly collapsed", ["about.", "First: this."]), past, 300, plain)
     assert also.name == "partly collapsed" and "Overfitted" in also.sentences[2] and "Then:" in also.sentences[3]
+    for other in (Verdict("not finite", ["NaN."]), Verdict("not judged", [diagnosis.ONE_IMAGE])):
+        assert with_past(other, past, 300, plain) == other
 
 
 def test_too_long_a_training_on_few_images_is_called_so(vae: Vae) -> None:
@@ -390,6 +402,15 @@ def test_too_long_a_training_on_few_images_is_called_so(vae: Vae) -> None:
     assert vae("analyze", "runs/r", "--fail-if", "overfitted").code == 6
     best = json.loads(vae("analyze", "runs/r/checkpoints/best", "--json").out)
     assert best["step"] < 1500 and best["verdict"]["name"] != "overfitted"
+    assert f"`checkpoints/best` of step {best['step']:,}" in record["verdict"]["sentences"][-1]
+    one = json.loads(vae("analyze", "runs/r", "--limit", 1, "--json").out)
+    assert one["verdict"]["name"] == "not judged"
+    kept = done.err.replace("\n", " ")
+    again = vae(
+        "train", "--data", "digits", "-S", "data.limit=60", "-S", "data.holdout=0", *few[4:], "--model", "vae",
+        "--latent-dim", 4, "--steps", 300, "--batch-size", 32, "--runs-dir", "runs", "--name", "all", "-q",
+    )  # fmt: skip
+    assert again.code == 0 and "overfitted" in kept and "overfitted" not in again.err
 
 
 def test_the_mean_image_costs_what_it_costs(vae: Vae) -> None:

@@ -260,14 +260,17 @@ def test_more_draws_than_memory_are_refused_with_the_number_that_fits(
     def checked(free: int | None, **options: Any) -> None:
         monkeypatch.setattr(_importance, "free_memory", lambda where: free)
         section = registry.load("model", name).Config.model_validate({**TINY, "name": name, **options})
-        models.build(section, INFO).check_batch(32)
+        model = models.build(section, INFO)
+        before = torch.random.get_rng_state()
+        try:
+            model.check_memory(32)
+        finally:
+            assert torch.equal(before, torch.random.get_rng_state())
 
     checked(10**12, **options)
     checked(None, **options)
-    before = torch.random.get_rng_state()
     with pytest.raises(MachineError, match="100 draws of each of 32 images") as refused:
         checked(10**6, **options)
-    assert torch.equal(before, torch.random.get_rng_state())
     fits = int(re.findall(r"at most ([\d,]+) draws fit", refused.value.hint or "")[0])
     assert 1 < fits < 100
     options = {"samples": fits, **({"groups": 1} if name == "miwae" else {})}

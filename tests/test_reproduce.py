@@ -328,3 +328,11 @@ def test_rows_of_downloaded_data_say_that_they_need_them() -> None:
         said = " ".join([*row.train.values(), *(entry["command"] for entry in row.measure.values())])
         assert ("fashion-mnist" in said) <= ("fashion-mnist" in row.needs), row.name
         assert ("mnist" in said.replace("fashion-mnist", "")) <= ("mnist" in row.needs), row.name
+
+
+def test_records_are_of_what_their_rows_judge_now() -> None:
+    """A row that has come to judge more, or otherwise, is to be run again."""
+    for path in (HERE.parent / "docs" / "reproduce").glob("*.json"):
+        record, row = json.loads(path.read_text()), rows.load(path.stem)
+        asked = [{key: check[key] for key in check if key != "holds"} for check in record["checks"]]
+        assert asked == [dict(check) for check in row.judge], path.stem

@@ -147,8 +147,8 @@ def analyze(
         stats = latent_statistics(model, batches, hyper, advance, seed=seed, draws=noise.draws(images))
     about: dict[str, Any] = {"factors": dataset.varying_factors, "step": loaded.step, "model": model}
     verdict = diagnosis.verdict(stats, names, hyper, **about)
-    past = rundir.held_out(loaded.path)
-    verdict = diagnosis.with_past(verdict, past, loaded.step, loaded.config.model)
+    past = rundir.past(loaded.path) if "val" in dataset.splits else None
+    verdict = diagnosis.with_past(verdict, past, loaded.step, model)
     latents = tables.records(stats, names)
     unusable = "the codes are not finite" if verdict.name == "not finite" else None
     if stats.n < 2:
@@ -179,7 +179,7 @@ def analyze(
         latents = _with_columns(latents, {**columns, **more, **rules})
         evidence = _evidence(loaded, hyper, numbers)
         verdict = diagnosis.verdict(stats, names, hyper, **about, evidence=evidence)
-        verdict = diagnosis.with_past(verdict, past, loaded.step, loaded.config.model)
+        verdict = diagnosis.with_past(verdict, past, loaded.step, model)
         verdict = diagnosis.with_pixel_order(verdict, numbers["pixel_order"])
     seen = codes
     if metric_names:
@@ -188,7 +188,8 @@ def analyze(
         if len(seen) < diagnosis.FEW_IMAGES:
             streams.notice(f"metrics of {len(seen):,} images say little, as the columns chance and ceiling show")
     results = _metrics(metric_names, _numbers(seen, stats), seed, lenient)
-    results = pca_row.beside(results, view, images, seed)
+    if seen is codes:  # of the same images
+        results = pca_row.beside(results, view, images, seed)
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
 
 

@@ -6,6 +6,7 @@ Shapes: D latents.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
 from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
-from vaecli.models.base import Model, ModelConfig
+from vaecli.models.base import Model
 from vaecli.settings import schedules
+from vaecli.training.rundir import Past
 
 __all__ = [
     "VERDICTS", "Evidence", "Verdict", "discriminator_wins", "final_report", "latent_statistics", "limited",
@@ -30,6 +32,8 @@ LAW_TOLERANCE = 0.1
 FRESH_START = "First: a smaller learning rate (--set optim.lr=...), or another seed."
 STEPS_SHARE = 20  # of all steps a twentieth must be over before a run in training is called collapsed
 FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
+ONE_IMAGE = "One image cannot show which latents depend on the image; give more."
+FEW_LINES = 5  # of a run's log, whose mean ELBO is compared
 FALLEN_NATS, FALLEN = 1.0, 0.05  # a held-out ELBO is worse by far by so many nats and this share of the best
 FEW_FOR_A_MEAN = 20  # with fewer, their own mean image is too near to each of them to be a rival
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
@@ -91,7 +95,7 @@ def verdict(
     if (broken := _not_finite(stats, names)) is not None:
         return broken
     if stats.n < 2:
-        return Verdict("not judged", ["One image cannot show which latents depend on the image; give more."])
+        return Verdict("not judged", [ONE_IMAGE])
     parts = stats.parts
     standard_prior = standard_prior and len(parts) == 1 and parts[0].standard
     if len(parts) == 1 and stats.sigma2_D is None and parts[0].level.kind == "point":
@@ -258,25 +262,35 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
     )
 
 
-def with_past(found: Verdict, past: Sequence[tuple[int, float]], step: int, config: ModelConfig) -> Verdict:
-    """The verdict and, where the held-out ELBO was better by far at an earlier step of the run, that: `past` are steps
-    and ELBOs (nats) of its evaluations. What is said of a model at rest, or not, is then no longer the question.
+def with_past(found: Verdict, past: Past | None, step: int, model: Model) -> Verdict:
+    """The verdict and, where the ELBO of held-out images was better by far at an earlier step of the run while that of
+    training images has risen since, that: what is said of a model at rest, or not, is then no longer the question.
 
-    Not of a model whose objective changes on the way: its ELBO may fall because less of it is asked for.
+    Not of a model whose objective changes on the way, by a schedule or in stages: its ELBO may fall because less of it
+    is asked for.
     """
-    past = [(at, elbo) for at, elbo in past if at <= step]
-    if len(past) < 2 or schedules.moving(config):
+    comparable = len(model.stages) == 1 and not schedules.moving(model.config)
+    if past is None or not comparable or found.name == "not finite" or found.sentences == [ONE_IMAGE]:
         return found
-    (last, now), (at, best) = past[-1], max(past, key=lambda pair: pair[1])
-    if best - now <= FALLEN_NATS + FALLEN * abs(best):
+    held_out = [(at, elbo) for at, elbo in past.held_out if at <= step]
+    if len(held_out) < 2:
         return found
+    (last, now), (at, best) = held_out[-1], max(held_out, key=lambda pair: pair[1])
+    then = [elbo for s, elbo in past.train if s <= at][-FEW_LINES:]
+    since = [elbo for s, elbo in past.train if at < s <= last][-FEW_LINES:]
+    risen = then and since and statistics.fmean(since) > statistics.fmean(then)
+    if best - now <= FALLEN_NATS + FALLEN * abs(best) or not risen:
+        return found
+    kept = (
+        f"an earlier checkpoint, `checkpoints/best` of step {past.best:,}. In training" if past.better(now) else "train"
+    )
     told = [
-        f"Overfitted: the held-out ELBO was {best:.5g} nats at step {at:,}, and is {now:.5g} at step {last:,}.",
-        f"First: an earlier checkpoint (`checkpoints/best`). In training fewer steps (--steps {at}), more images, "
-        "a smaller model.net.",
+        f"Overfitted: the ELBO of held-out images was {best:.5g} nats at step {at:,} and is {now:.5g} at step "
+        f"{last:,}, while that of training images has risen.",
+        f"First: {kept} fewer steps (--steps {at}), with more images or a smaller model.net.",
     ]
     if found.name in ("healthy", "undertrained", "not judged"):
-        return Verdict("overfitted", [found.sentences[0], *told])
+        return Verdict("overfitted", [*(s for s in found.sentences if not s.startswith("First:")), *told])
     return Verdict(found.name, _one_first([*found.sentences, *told]))
 
 

@@ -90,6 +90,7 @@ def check_flags(layers: Layers, tree: trees.Tree) -> None:
     """ConfigError for a flag of a setting that the model does not have, with the models that have it."""
     section = tree.values.get("model", {})
     name = section.get("name", "vae") if isinstance(section, dict) else section
+    name = registry.standard("model", str(name))
     if name not in registry.names("model"):
         return  # which the configuration says
     for key, (flag, value) in layers.flags.items():
@@ -264,6 +265,8 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     try:
         new = configs.build(tree)
     except ConfigError as error:
+        if not any(key.startswith("model.") for key in layers.flags):  # a slip, and no wish for another model
+            raise
         instead = "start a new run from these weights with --init-from"
         raise ConfigError(
             f"a run is continued with its own configuration; {error.message}", instead, error.more
@@ -325,7 +328,7 @@ class Judge(session.Judge):
         step: int,
         stop: Stop,
         factors: int | None,
-        past: Sequence[tuple[int, float]],
+        past: rundir.Past | None,
     ) -> dict[str, Any] | None:
         """The latents over (at most `train.eval_images`) held-out images, on stderr, and the verdict; the totals with
         their standard errors, as `analyze` of the same images has them."""
@@ -344,7 +347,7 @@ class Judge(session.Judge):
             step=step,
             draws=noise.draws(min(len(held_out), config.train.eval_images)),
         )
-        found = with_past(found, past, step, config.model)
+        found = with_past(found, past, step, model)
         for table in shown:
             output.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=True)
         for line in lines:

@@ -583,7 +583,8 @@ def grid_index(labels_BK: Tensor, sizes: Sequence[int]) -> Tensor:
 def free_memory(where: torch.device | None = None) -> int | None:
     """Bytes of memory that may be taken, of a CUDA device or of the computer, where the system tells."""
     if where is not None and where.type == "cuda":
-        return int(torch.cuda.mem_get_info(where)[0])
+        held = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)  # by torch, to be used again
+        return int(torch.cuda.mem_get_info(where)[0]) + held
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

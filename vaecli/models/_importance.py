@@ -92,11 +92,9 @@ class Model(GaussianVAE):
 
     # ---- training
 
-    def check_batch(self, batch_size: int) -> None:
+    def check_memory(self, batch_size: int) -> None:
         """MachineError, with the number that fits, where what a step keeps for its gradients is more than is free."""
-        super().check_batch(batch_size)
-        k = self.config.draws
-        free = None if self.device.type == "meta" else free_memory(self.device)
+        k, free = self.config.draws, free_memory(self.device)
         if k == 1 or free is None:
             return
         with devices.aside():  # what is drawn here changes nothing that is drawn later

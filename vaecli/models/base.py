@@ -213,6 +213,9 @@ class Model(nn.Module):
         if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise ConfigError("a network normalises over the batch, which one image does not make", hint)
 
+    def check_memory(self, batch_size: int) -> None:
+        """MachineError where a step of so many images, on the device that the model is on, visibly cannot fit."""
+
     def begin(self, train: Split) -> None:
         """Called once before the first step of a run that starts from no other's weights."""
 

@@ -17,6 +17,7 @@ from torch.distributions import Distribution, OneHotCategorical
 
 from vaecli.batch import Batch, DataInfo, Split
 from vaecli.data.orders import Balanced, Order
+from vaecli.errors import ConfigError
 from vaecli.models.base import (
     FreeBitsConfig,
     GaussianVAE,
@@ -52,8 +53,6 @@ class Config(FreeBitsConfig):
             raise ValueError(f"`epitome` is {self.epitome}, but there are {self.latent_dim} latents")
         if (self.latent_dim - self.epitome) % self.step:
             raise ValueError(f"a stride of {self.step} leaves the last latents in no epitome")
-        if schedules.moving(self.likelihood):
-            raise ValueError("a schedule in `likelihood` would change which epitome is an image's best; give a number")
         return self
 
     @property
@@ -118,6 +117,10 @@ class Model(GaussianVAE):
         self.train(was_training)
 
     def order(self, train: Split, seed: int, batch_size: int) -> Order:
+        if schedules.moving(self.config.likelihood):
+            raise ConfigError(
+                "a schedule in model.likelihood would change which epitome is an image's best", "give a number"
+            )
         self._epoch = max(1, math.ceil(len(train) / batch_size))
         return Balanced(self.assignment_N[train.indices.to(self.device)], seed, batch_size)
 

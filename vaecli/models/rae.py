@@ -13,16 +13,19 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrizations
 
-from vaecli.batch import Batch, DataInfo
+from vaecli.batch import Batch, DataInfo, Split
+from vaecli.data.orders import Order
+from vaecli.errors import ConfigError
 from vaecli.models.base import Hyper, NetConfig, NetModel, NoPrior, Term, Values
 from vaecli.objectives import likelihoods
 from vaecli.objectives.distributions import Point
 from vaecli.settings.schedules import Weight
+
+STRENGTH = 1e-4
 
 
 class Config(NetConfig):
@@ -33,17 +36,7 @@ class Config(NetConfig):
     latent_dim: int = 16
     beta: Weight = 1e-2
     regulariser: Literal["l2", "gradient-penalty", "spectral-norm", "none"] = "l2"
-    strength: Weight = 1e-4
-
-    @model_validator(mode="after")
-    def _of_a_regulariser(self) -> "Config":
-        if (
-            self.regulariser in ("spectral-norm", "none")
-            and "strength" in self.model_fields_set
-            and self.strength != 1e-4
-        ):
-            raise ValueError(f"`strength` would do nothing: `regulariser` is {self.regulariser}")
-        return self
+    strength: Weight = STRENGTH
 
 
 class Model(NetModel):
@@ -57,6 +50,13 @@ class Model(NetModel):
             for module in [*self.encoder.modules(), *self.decoder.modules()]:
                 if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                     parametrizations.spectral_norm(module)
+
+    def order(self, train: Split, seed: int, batch_size: int) -> Order:
+        """ConfigError for a strength of nothing; a run that has one can be read nevertheless."""
+        config = self.config
+        if config.regulariser in ("spectral-norm", "none") and config.strength not in (0.0, STRENGTH):
+            raise ConfigError(f"model.strength would do nothing: model.regulariser is {config.regulariser}")
+        return super().order(train, seed, batch_size)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         return self.network(self.encoder, x_BCHW)

@@ -91,6 +91,7 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     }
     if all_steps:
         model = ready(models.build(config.model, dataset.info), config, where)
+        model.check_memory(config.train.batch_size)
         order = model.order(dataset.training(config.seed), config.seed, config.train.batch_size)
         stream, whole, memory = dataset.stream(config.seed, config.train.batch_size, order), 0.0, 0
         for stage in all_stages:

@@ -21,6 +21,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -214,23 +215,38 @@ def processes(path: Path) -> int:
         return 1
 
 
-def held_out(inside: Path) -> list[tuple[int, float]]:
-    """Step and held-out ELBO (nats) of each evaluation of the run that a path lies in, as its metrics.jsonl tells them;
-    none where it tells none."""
+@dataclass(frozen=True)
+class Past:
+    """Steps and ELBOs (nats) of a run, of held-out images and of training batches, and the step of its best checkpoint
+    (by the loss of held-out images, among those saved), where there is one."""
+
+    held_out: list[tuple[int, float]]
+    train: list[tuple[int, float]]
+    best: int | None
+
+    def better(self, elbo: float) -> bool:
+        """Whether the best checkpoint had a higher ELBO, as far as an evaluation at its step tells."""
+        return max((found for at, found in self.held_out if at == self.best), default=-math.inf) > elbo
+
+
+def past(inside: Path) -> Past | None:
+    """What the metrics.jsonl of the run that a path lies in tells of it; None where there is none."""
     run = next((parent for parent in (inside, *inside.parents[:3]) if is_run(parent)), None)
-    if run is None:
-        return []
-    found = []
     try:
-        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
+        lines = [] if run is None else safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
     except OSError:
-        return []
+        return None
+    found: dict[str, list[tuple[int, float]]] = {"val": [], "train": []}
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
             record = json.loads(line)
-            if record["kind"] == "val" and math.isfinite(record["elbo"]):
-                found.append((int(record["step"]), float(record["elbo"])))
-    return sorted(found)
+            if math.isfinite(record["elbo"]):
+                found[record["kind"]].append((int(record["step"]), float(record["elbo"])))
+    best = None
+    if run is not None:
+        with contextlib.suppress(OSError, ValueError):
+            best = int(os.readlink(run / "checkpoints" / "best").removeprefix("step-"))
+    return Past(sorted(found["val"]), sorted(found["train"]), best)
 
 
 def check_name(name: str) -> None:

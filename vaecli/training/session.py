@@ -45,10 +45,10 @@ class Judge:
         step: int,
         stop: Stop,
         factors: int | None,
-        past: Sequence[tuple[int, float]],
+        past: rundir.Past | None,
     ) -> dict[str, Any] | None:
-        """The last word, on stderr, and its numbers for the record of the result; `past` are the steps and held-out
-        ELBOs of the run's evaluations."""
+        """The last word, on stderr, and its numbers for the record of the result; `past` is what the run's log tells,
+        where images are held out."""
         return None
 
 
@@ -124,6 +124,7 @@ def _start(
     model = models.build(config.model, dataset.info)
     banner.check(model, config, dataset)
     placing.ready(model, config, wanted.where)
+    model.check_memory(config.train.batch_size // (1 if wanted.group is None else wanted.group.size))
     if wanted.init_from is not None:
         _take_weights(model, wanted.init_from)
     else:
@@ -223,6 +224,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
         raise InputError(f"{config.data.name}: none of the images that there are now is one to train on")
     model = placing.ready(loaded.model, config, where)
     banner.check(model, config, dataset)
+    model.check_memory(config.train.batch_size // (1 if group is None else group.size))
     state = TrainState.fresh(model, config)
     state.restore(*checkpoint.load_trainer(step_dir))
     _join(group, model, config, dataset, state)  # after which all have read what is to be read
@@ -325,7 +327,8 @@ def _train(
             if config.density is not None and run_dir.writes:
                 status = _fit_density(run_dir, config, model.device, dataset, state.step, status, stop)
             if run_dir.writes:
-                past, factors = rundir.held_out(run_dir.path), dataset.varying_factors
+                past = rundir.past(run_dir.path) if held_out.name == "val" else None
+                factors = dataset.varying_factors
                 final = judge.final(model, held_out, config, state.step, stop, factors, past)
     except VaeError as error:
         code = error.exit_code
