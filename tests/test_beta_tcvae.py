@@ -280,7 +280,7 @@ def test_the_banner_tells_the_estimators_offset() -> None:
 def test_batches_that_cannot_be_are_refused_before_training(vae: Callable[..., Result]) -> None:
     train = ["train", "--data", "squares", "--model", "beta-tcvae", "--steps", 2, "-q", "--batch-size"]
     assert vae(*train, 100_000).code == 2 and "without replacement" in vae(*train, 100_000).err
-    assert vae(*train, 1).code == 2 and "q(z)" in vae(*train, 1).err
+    assert vae(*train, 1).code == 2 and "compares the images of a batch" in vae(*train, 1).err
     with pytest.raises(ConfigError, match="without replacement"):
         log_weights(51, 50, "mss", torch.zeros(()))
     assert float(log_weights(51, 50, "minibatch", torch.zeros(()))[0, 0]) == pytest.approx(-math.log(51))
