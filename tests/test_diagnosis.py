@@ -380,6 +380,8 @@ def test_a_held_out_elbo_that_was_better_is_overfitted() -> None:
         for now, wanted in ((-105.9, name), (-106.1, "overfitted")):
             near = Past([(200, -100.0), (300, now)], train, None)
             assert with_past(said, near, 300, plain).name == wanted
+        later = with_past(said, Past([*held_out, (400, -90.0)], train, 400), 300, plain)  # the best is yet to come
+        assert later.name == "overfitted" and "checkpoints" not in " ".join(later.sentences)
         unsaved = with_past(said, Past(held_out, train, 300), 300, plain)
         assert "checkpoints" not in " ".join(unsaved.sentences) and "--steps 200" in unsaved.sentences[-1]
     also = with_past(Verdict("partly collapsed", ["about.", "First: this."]), past, 300, plain)

@@ -282,7 +282,9 @@ def with_past(found: Verdict, past: Past | None, step: int, model: Model) -> Ver
     if best - now <= FALLEN_NATS + FALLEN * abs(best) or not risen:
         return found
     kept = (
-        f"an earlier checkpoint, `checkpoints/best` of step {past.best:,}. In training" if past.better(now) else "train"
+        f"an earlier checkpoint, `checkpoints/best` of step {past.best:,}. In training"
+        if past.better(step, now)
+        else "train"
     )
     told = [
         f"Overfitted: the ELBO of held-out images was {best:.5g} nats at step {at:,} and is {now:.5g} at step "

@@ -224,16 +224,19 @@ class Past:
     train: list[tuple[int, float]]
     best: int | None
 
-    def better(self, elbo: float) -> bool:
-        """Whether the best checkpoint had a higher ELBO, as far as an evaluation at its step tells."""
-        return max((found for at, found in self.held_out if at == self.best), default=-math.inf) > elbo
+    def better(self, step: int, elbo: float) -> bool:
+        """Whether the best checkpoint is of an earlier step and had a higher ELBO, as far as an evaluation tells."""
+        at_best = [found for at, found in self.held_out if at == self.best and at < step]
+        return max(at_best, default=-math.inf) > elbo
 
 
 def past(inside: Path) -> Past | None:
     """What the metrics.jsonl of the run that a path lies in tells of it; None where there is none."""
     run = next((parent for parent in (inside, *inside.parents[:3]) if is_run(parent)), None)
+    if run is None:
+        return None
     try:
-        lines = [] if run is None else safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
+        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
     except OSError:
         return None
     found: dict[str, list[tuple[int, float]]] = {"val": [], "train": []}
@@ -243,9 +246,8 @@ def past(inside: Path) -> Past | None:
             if math.isfinite(record["elbo"]):
                 found[record["kind"]].append((int(record["step"]), float(record["elbo"])))
     best = None
-    if run is not None:
-        with contextlib.suppress(OSError, ValueError):
-            best = int(os.readlink(run / "checkpoints" / "best").removeprefix("step-"))
+    with contextlib.suppress(OSError, ValueError):
+        best = int(os.readlink(run / "checkpoints" / "best").removeprefix("step-"))
     return Past(sorted(found["val"]), sorted(found["train"]), best)
 
 
