@@ -1,6 +1,5 @@
 """`vae report`: the whole analysis of a checkpoint as one HTML page."""
 
-import json as json_format
 import math
 import os
 import platform
@@ -318,7 +317,7 @@ def history(text: str, latents: int) -> html.History | None:
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {"train": {}, "val": {}}
     kl_D: list[list[tuple[float, float]]] = [[] for _ in range(latents)]
     for line in text.splitlines():
-        record = _object(line)
+        record = safe_files.json_object(line)
         step, kind = _finite(record.get("step")), record.get("kind")
         if step is None or kind not in ("train", "val"):
             continue
@@ -337,7 +336,7 @@ def history(text: str, latents: int) -> html.History | None:
 
 def environment(text: str) -> dict[str, Any]:
     """What a run.json says about program and machine, without the names of the machine and of its user."""
-    known = _object(text)
+    known = safe_files.json_object(text)
     facts = {
         label: str(known[key])[:200] for key, label in RECORDED.items() if isinstance(known.get(key), (str, int, float))
     }
@@ -345,14 +344,6 @@ def environment(text: str) -> dict[str, Any]:
     if isinstance(argv, list) and all(isinstance(word, str) for word in argv):
         facts["command"] = shlex.join(["vae", *argv])[:1000]
     return {label: paths.without_homes(text) for label, text in facts.items()}
-
-
-def _object(text: str) -> Mapping[str, Any]:
-    try:
-        value = json_format.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _finite(value: object) -> float | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json as json_format
 import math
 import os
 from collections import Counter
@@ -48,11 +47,11 @@ def read(path: Path) -> dict[str, Any] | None:
     """What a run directory says of itself; None where it is none."""
     if not safe_files.is_plain(path / "run.json"):
         return None
-    facts = _object(_text(path / "run.json"))
+    facts = safe_files.json_object(_text(path / "run.json"))
     settings = _settings(path / "config.yaml")
     last, elbo = None, None
     for line in _text(path / "metrics.jsonl").splitlines():
-        record = _object(line)
+        record = safe_files.json_object(line)
         last = record.get("step", last)
         if record.get("kind") == "val":
             elbo = record.get("elbo", elbo)
@@ -137,11 +136,3 @@ def _text(path: Path) -> str:
         return safe_files.read(path, LARGEST).decode(errors="replace")
     except OSError:
         return ""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json_format.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

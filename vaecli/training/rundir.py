@@ -241,8 +241,8 @@ def past(inside: Path) -> Past | None:
         return None
     found: dict[str, list[tuple[int, float]]] = {"val": [], "train": []}
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
-            record = json.loads(line)
+        record = safe_files.json_object(line)
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
             if math.isfinite(record["elbo"]):
                 found[record["kind"]].append((int(record["step"]), float(record["elbo"])))
     best = None
