@@ -371,7 +371,10 @@ def test_a_held_out_elbo_that_was_better_is_overfitted() -> None:
         assert "was -100 nats at step 200 and is -130 at step 300" in found.sentences[2]
         assert "`checkpoints/best` of step 200" in found.sentences[3] and "--steps 200" in found.sentences[3]
         assert "train longer" not in " ".join(found.sentences)
-        assert with_past(said, past, 200, plain) == said  # of the best checkpoint itself
+        best = with_past(said, past, 200, plain)  # of the best checkpoint itself, from which the run went on
+        assert best.name == name and best.sentences[:2] == ["about.", "more."] and len(best.sentences) == 3
+        assert "will not help: the ELBO" in best.sentences[2] and "-130 at step 300" in best.sentences[2]
+        assert with_past(said, past, 100, plain) == said  # the best is yet to come
         assert with_past(said, past, 300, rising) == said  # what is asked for changes
         assert with_past(said, None, 300, plain) == said
         assert with_past(said, Past(held_out[:1], train, 100), 300, plain) == said
@@ -386,6 +389,10 @@ def test_a_held_out_elbo_that_was_better_is_overfitted() -> None:
         assert "checkpoints" not in " ".join(unsaved.sentences) and "--steps 200" in unsaved.sentences[-1]
     also = with_past(Verdict("partly collapsed", ["about.", "First: this."]), past, 300, plain)
     assert also.name == "partly collapsed" and "Overfitted" in also.sentences[2] and "Then:" in also.sentences[3]
+    more = Verdict("undertrained", ["about.", "First: train longer. Weight decay does it too."])
+    assert with_past(more, past, 200, plain).sentences[2] == "Weight decay does it too."
+    calm = Verdict("partly collapsed", ["about.", "First: --beta 1."])
+    assert with_past(calm, past, 200, plain) == calm  # longer training was not advised
     for other in (Verdict("not finite", ["NaN."]), Verdict("not judged", [diagnosis.ONE_IMAGE])):
         assert with_past(other, past, 300, plain) == other
 
@@ -404,6 +411,7 @@ def test_too_long_a_training_on_few_images_is_called_so(vae: Vae) -> None:
     assert vae("analyze", "runs/r", "--fail-if", "overfitted").code == 6
     best = json.loads(vae("analyze", "runs/r/checkpoints/best", "--json").out)
     assert best["step"] < 1500 and best["verdict"]["name"] != "overfitted"
+    assert not any(sentence.startswith("First: train longer") for sentence in best["verdict"]["sentences"])
     assert f"`checkpoints/best` of step {best['step']:,}" in record["verdict"]["sentences"][-1]
     one = json.loads(vae("analyze", "runs/r", "--limit", 1, "--json").out)
     assert one["verdict"]["name"] == "not judged"

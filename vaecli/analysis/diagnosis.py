@@ -35,6 +35,7 @@ FEW_IMAGES = 100  # with fewer, neither log N nor the moments of q(z) say much
 ONE_IMAGE = "One image cannot show which latents depend on the image; give more."
 FEW_LINES = 5  # of a run's log, whose mean ELBO is compared
 FALLEN_NATS, FALLEN = 1.0, 0.05  # a held-out ELBO is worse by far by so many nats and this share of the best
+LONGER = "train longer"  # the advice that no overfitted run is given
 FEW_FOR_A_MEAN = 20  # with fewer, their own mean image is too near to each of them to be a rival
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
@@ -265,6 +266,7 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
 def with_past(found: Verdict, past: Past | None, step: int, model: Model) -> Verdict:
     """The verdict and, where the ELBO of held-out images was better by far at an earlier step of the run while that of
     training images has risen since, that: what is said of a model at rest, or not, is then no longer the question.
+    Of a checkpoint from before it fell, that longer training will not help.
 
     Not of a model whose objective changes on the way, by a schedule or in stages: its ELBO may fall because less of it
     is asked for.
@@ -272,28 +274,56 @@ def with_past(found: Verdict, past: Past | None, step: int, model: Model) -> Ver
     comparable = len(model.stages) == 1 and not schedules.moving(model.config)
     if past is None or not comparable or found.name == "not finite" or found.sentences == [ONE_IMAGE]:
         return found
-    held_out = [(at, elbo) for at, elbo in past.held_out if at <= step]
-    if len(held_out) < 2:
-        return found
-    (last, now), (at, best) = held_out[-1], max(held_out, key=lambda pair: pair[1])
-    then = [elbo for s, elbo in past.train if s <= at][-FEW_LINES:]
-    since = [elbo for s, elbo in past.train if at < s <= last][-FEW_LINES:]
-    risen = then and since and statistics.fmean(since) > statistics.fmean(then)
-    if best - now <= FALLEN_NATS + FALLEN * abs(best) or not risen:
-        return found
+    if (fall := _fall(Past([(at, elbo) for at, elbo in past.held_out if at <= step], past.train, past.best))) is None:
+        later = _fall(past)
+        return found if later is None or step < later.at else _no_longer(found, later)
     kept = (
         f"an earlier checkpoint, `checkpoints/best` of step {past.best:,}. In training"
-        if past.better(step, now)
+        if past.better(step, fall.now)
         else "train"
     )
     told = [
-        f"Overfitted: the ELBO of held-out images was {best:.5g} nats at step {at:,} and is {now:.5g} at step "
-        f"{last:,}, while that of training images has risen.",
-        f"First: {kept} fewer steps (--steps {at}), with more images or a smaller model.net.",
+        f"Overfitted: the ELBO of held-out images was {fall.best:.5g} nats at step {fall.at:,} and is {fall.now:.5g} "
+        f"at step {fall.last:,}, while that of training images has risen.",
+        f"First: {kept} fewer steps (--steps {fall.at}), with more images or a smaller model.net.",
     ]
     if found.name in ("healthy", "undertrained", "not judged"):
         return Verdict("overfitted", [*(s for s in found.sentences if not s.startswith("First:")), *told])
     return Verdict(found.name, _one_first([*found.sentences, *told]))
+
+
+class _Fall(NamedTuple):
+    """The best held-out ELBO of a run, in nats, with its step, and the last, worse by far."""
+
+    at: int
+    best: float
+    last: int
+    now: float
+
+
+def _fall(past: Past) -> _Fall | None:
+    """None where the last is not worse by far, or where the ELBO of training images has not risen since the best."""
+    if len(past.held_out) < 2:
+        return None
+    (last, now), (at, best) = past.held_out[-1], max(past.held_out, key=lambda pair: pair[1])
+    then = [elbo for s, elbo in past.train if s <= at][-FEW_LINES:]
+    since = [elbo for s, elbo in past.train if at < s <= last][-FEW_LINES:]
+    risen = then and since and statistics.fmean(since) > statistics.fmean(then)
+    return _Fall(at, best, last, now) if best - now > FALLEN_NATS + FALLEN * abs(best) and risen else None
+
+
+def _no_longer(found: Verdict, later: _Fall) -> Verdict:
+    """The verdict on a checkpoint after which the run overfitted: longer training, where that is advised, will not
+    help."""
+    if not any(LONGER in sentence for sentence in found.sentences):
+        return found
+    advice = [s.removeprefix(f"First: {LONGER}.").strip() for s in found.sentences if s.startswith("First:")]
+    told = (
+        f"First: more images or a smaller model.net. To {LONGER} will not help: the ELBO of held-out images was "
+        f"{later.best:.5g} nats at step {later.at:,} of this run and {later.now:.5g} at step {later.last:,}."
+    )
+    kept = [s for s in found.sentences if not s.startswith("First:")]
+    return Verdict(found.name, _one_first([*kept, told, *(s for s in advice if s and LONGER not in s)]))
 
 
 def with_pixel_order(found: Verdict, order: Mapping[str, Any] | None) -> Verdict:
