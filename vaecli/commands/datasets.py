@@ -8,7 +8,7 @@ import torch
 
 from vaecli import config as configs
 from vaecli import data, output, registry
-from vaecli.commands.settings import options
+from vaecli.commands import settings
 from vaecli.commands.train import Layers, resolve
 from vaecli.data.base import Dataset
 from vaecli.errors import ConfigError
@@ -41,13 +41,13 @@ def show(spec: str, sets: list[str], json: bool) -> None:
         "source": info.source,
         **numbers(dataset),
     }
-    settings = options("dataset", spec.partition(":")[0])
+    found = settings.options("dataset", spec.partition(":")[0])
     if json:
-        output.result_json({"schema": 1, **record, "options": [option._asdict() for option in settings]})
+        output.result_json({"schema": 1, **record, "options": [option._asdict() for option in found]})
     else:
         output.table(("data set", info.name), [[key, text(value)] for key, value in list(record.items())[1:]], left=2)
         if sys.stdout.isatty():  # in a pipe there is one table: --options gives this one
-            output.table(("option", "type", "default"), [list(option) for option in settings], left=3)
+            settings.table(found)
 
 
 def numbers(dataset: Dataset) -> dict[str, Any]:

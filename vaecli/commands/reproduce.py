@@ -264,7 +264,7 @@ def _summary(values: Sequence[Value]) -> dict[str, Any]:
 
 
 def _judged(check: Mapping[str, Any], obtained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether a value is as expected, or one mean less than another."""
+    """Whether a value is as expected, or one mean (and `by`) not above another."""
     if "less" in check:
         low, high = (obtained[side]["mean"] if isinstance(side, str) else side for side in check["less"])
         return {**check, "holds": math.isfinite(high - low) and high - low >= check.get("by", 0.0)}
@@ -292,6 +292,7 @@ def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
     for check in record["checks"]:
         if "less" in check:
             verdict = OPEN if not record["complete"] else HOLDS if check["holds"] else SHORT
-            by = f" by {check['by']:g}" if "by" in check else ""
-            lines.append([record["row"], f"{check['less'][0]} < {check['less'][1]}{by}", "", "", "", verdict])
+            by, (low, high) = check.get("by", 0.0), check["less"]
+            more = f" {'+' if by > 0 else '-'} {abs(by):g}" if by else ""
+            lines.append([record["row"], f"{low}{more} <= {high}", "", "", "", verdict])
     return lines

@@ -11,11 +11,12 @@ LARGEST = 2**53  # a bound that only keeps hostile numbers out is not told
 
 
 class Option(NamedTuple):
-    """One setting: its dotted key, its type and its default in words."""
+    """One setting: its dotted key, its type in words, its default (None where it is required, or has none)."""
 
     key: str
     type: str
-    default: str
+    default: Any
+    required: bool
 
 
 def options(kind: str, name: str) -> list[Option]:
@@ -28,8 +29,8 @@ def options(kind: str, name: str) -> list[Option]:
     for key, about in schema["properties"].items():
         if key == "name":
             continue
-        default = "required" if key in required else _default(about.get("default"))
-        found.append(Option(f"{section}.{key}", " | ".join(_types(about, schema.get("$defs", {}))), default))
+        kind = " | ".join(_types(about, schema.get("$defs", {})))
+        found.append(Option(f"{section}.{key}", kind, about.get("default"), key in required))
     return found
 
 
@@ -41,7 +42,7 @@ def show_model(name: str, json: bool) -> None:
         output.result_json({**about, "options": [option._asdict() for option in found]})
         return
     output.notice(*registry.about("model", name).splitlines())
-    _table(found)
+    table(found)
     known = [preset for preset in presets.paths() if preset.startswith(f"{name}-")]
     more = f"; presets: {', '.join(known)}" if known else ""
     output.notice(f"vae train --model {name} --data NAME --set {found[0].key}=...{more}")
@@ -56,11 +57,13 @@ def show_dataset(name: str, json: bool) -> None:
         output.result_json({**about, "options": [option._asdict() for option in found]})
         return
     output.notice(registry.summary("dataset", kind))
-    _table(found)
+    table(found)
 
 
-def _table(found: list[Option]) -> None:
-    output.table(["option", "type", "default"], [list(option) for option in found], left=3)
+def table(found: list[Option]) -> None:
+    """Key, type and default of each, in words."""
+    rows = [[one.key, one.type, "required" if one.required else _default(one.default)] for one in found]
+    output.table(["option", "type", "default"], rows, left=3)
 
 
 def _default(value: Any) -> str:
