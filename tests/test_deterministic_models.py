@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Result
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vaecli import models, registry
 from vaecli.batch import Batch, DataInfo
 from vaecli.models.base import Model, NoPrior
+from vaecli.settings.optim import AdamW
+from vaecli.training.state import make_optimizer
 
 INFO = DataInfo("toy", (1, 4, 4), 50, binary=True)  # for a Bernoulli likelihood
 F64 = torch.float64
@@ -143,7 +146,7 @@ def test_qlae_terms_and_straight_through_gradients() -> None:
     square = float((z_BD - value_BD).square().sum(1).mean())
     for name, weight in (("quantisation", 0.5), ("commitment", 0.25)):
         assert float(parts[name].value) == pytest.approx(square, abs=1e-12)
-        assert parts[name].weight == weight * 16
+        assert parts[name].weight == pytest.approx(weight * 16 / 3, rel=1e-12)  # of means over pixels and latents
     logits = model.decoder(value_BD)
     exact = torch.nn.functional.binary_cross_entropy_with_logits(logits, b.x_BCHW, reduction="none").flatten(1).sum(1)
     assert float(parts["recon"].value) == pytest.approx(float(exact.mean()), abs=1e-9)
@@ -158,6 +161,33 @@ def test_qlae_terms_and_straight_through_gradients() -> None:
     sides = [torch.autograd.grad(parts[n].value, model.codebook_DV, allow_unused=True, retain_graph=True)[0] for n in
              ("quantisation", "commitment")]  # fmt: skip
     assert sides[0] is not None and sides[1] is None
+
+
+def test_qlae_decays_weights_alone() -> None:
+    """A step with gradients of zero moves what decays, by lr * decay of itself, and nothing else."""
+    model = made("qlae", values=4)
+    for p in model.parameters():
+        p.data = torch.randn_like(p)
+        p.grad = torch.zeros_like(p)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (player,) = model.players(AdamW(name="adamw", lr=0.5, weight_decay=0.1))
+    make_optimizer(list(player.parameters), player.optim, player.undecayed).step()
+    for name, p in model.named_parameters():
+        spared = name == "codebook_DV" or name.endswith("bias")
+        torch.testing.assert_close(p.detach(), before[name] * (1.0 if spared else 0.95), rtol=1e-12, atol=0)
+
+
+def test_what_is_spared_from_decay_stays_so(vae: Callable[..., Result]) -> None:
+    """While the trainer moves a scheduled decay, and after it goes on from a checkpoint."""
+    few = ("--model", "qlae", "-S", "model.net={name: mlp, hidden: [4]}", "--latent-dim", 2)
+    decay = ("-S", "optim={name: adamw, lr: 1e-3, weight_decay: {schedule: linear, start: 0.5, end: 1.0, steps: 4}}")
+    args = ("train", "--data", "squares", *few, *decay, "--batch-size", 8, "--runs-dir", "runs", "--name", "r")
+    assert vae(*args, "--steps", 2, "-q").code == 0
+    assert vae("train", "--resume", "runs/r", "--steps", 4, "-q").code == 0
+    whole = vae(*args[:-1], "w", "--steps", 4, "-q")
+    assert whole.code == 0, whole.err
+    one, other = (load_file(f"runs/{name}/checkpoints/step-00000004/model.safetensors") for name in ("r", "w"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_qlae_rate_is_that_of_the_uniform_prior() -> None:

@@ -506,7 +506,7 @@ def test_a_kl_that_is_not_finite_is_called_at_once() -> None:
 def test_latents_that_are_active_in_vain_are_counted_apart() -> None:
     stats = made([0.5, 0.5, 0.5, 0.5], [1.0, 0.5, 0.019, 0.001])
     assert stats.active == 4 and stats.worth == 2
-    assert "variance of mu above 0.01, 2 with a KL above 0.02 nats" in verdict(stats)[1][0]
+    assert "var mu > 0.01, 2 with a KL above 0.02 nats" in verdict(stats)[1][0]
 
 
 def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:

@@ -22,6 +22,7 @@ from vaecli import data, device, models, registry
 from vaecli.data.squares import Config as Squares
 from vaecli.models.base import Model, NoPrior
 from vaecli.objectives.distributions import Point
+from vaecli.settings.optim import Adam
 from vaecli.training import checkpoint
 
 NAMES = sorted([*registry.names("model"), *(p.stem.replace("_", "-") for p in (HERE / "models").glob("[a-z]*.py"))])
@@ -48,6 +49,23 @@ def can_be_drawn(model: Model) -> bool:
     except NoPrior:
         return False
     return True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_trained(name: str, toy_models: list[str]) -> None:
+    """By some player, that of a likelihood with a scale of its own among them."""
+    module, info = registry.load("model", name), data.load(Squares(name="squares")).info
+    learned = {"name": "gaussian", "variance": "learned"}
+    has = "likelihood" in module.Config.model_fields
+    try:
+        config = module.Config.model_validate({**module.Config.tiny, **({"likelihood": learned} if has else {})})
+    except ValueError:  # of its own likelihood alone
+        config = module.Config.model_validate(module.Config.tiny)
+    model = models.build(config, info)
+    if model.closed_form:
+        return
+    moved = {id(p) for player in model.players(Adam()) for p in player.parameters}
+    assert [key for key, p in model.named_parameters() if p.requires_grad and id(p) not in moved] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,9 +16,9 @@ import torch.distributions as td
 from conftest import Result
 from torch import Tensor
 
-from vaecli import data, device
+from vaecli import data, device, models, registry
 from vaecli.analysis import analyze as analysis
-from vaecli.analysis import diagnosis, draws, likelihood, probes, tables, traversal
+from vaecli.analysis import codes, diagnosis, draws, likelihood, probes, tables, traversal
 from vaecli.analysis.gathering import label_factors, latent_statistics, limited, usage
 from vaecli.analysis.statistics import LevelStatistics, Statistics
 from vaecli.batch import DataInfo
@@ -508,6 +508,36 @@ def test_latents_are_ordered_by_what_is_known() -> None:
     assert part("z", [1.0, 2.0, 3.0], importance_D=importance).order() == [1, 2, 0]
     assert part("z", [1.0, 2.0, 3.0], importance_D=importance, kl_D=kl).order() == [2, 0, 1]
     assert part("z", [2.0, 2.0, 2.0]).order() == [0, 1, 2]  # stable
+
+
+@pytest.mark.parametrize(("name", "standard", "exact"), [
+    ("vae", [True], [True]), ("iaf-vae", [True], [False]), ("vamp-vae", [False], [True]), ("svae", [False], [False]),
+    ("hamiltonian-vae", [True], [False]), ("ladder-vae", [True, False], [True, False]), ("infogan", [False], [True]),
+])  # fmt: skip
+def test_whose_codes_are_gaussians(name: str, standard: list[bool], exact: list[bool]) -> None:
+    module = registry.load("model", name)
+    info = DataInfo("toy", (1, 8, 8), 50, binary=True)
+    model = models.build(module.Config.model_validate(module.Config.tiny), info).eval()
+    before = torch.random.get_rng_state()
+    found = [sorted(set(kind.tolist()), reverse=True) for kind in codes.kinds(model)]
+    assert found == [standard, exact] and torch.equal(torch.random.get_rng_state(), before)
+    unit = model.posterior(torch.rand(3, 1, 8, 8)).logvar_BD
+    assert (unit is None) == (name in ("infogan", "svae"))  # of Q it is 1 by convention
+
+
+def test_the_rule_of_activity_is_told_as_it_is() -> None:
+    sigma2 = torch.tensor([0.9, 1e-3]).double()
+    standard, other = (part(name, [5e-3, 5e-3], sigma2_D=sigma2, standard=name == "a") for name in "ab")
+    point, labels = part("c", [5.0, 1e-3], kind="point"), part("y", [0.2], kind="labels")
+    rules = {
+        "var mu > 0.01": [standard], "var mu > 0.01 of var z": [other, labels], "var mu > 0.0001 of the largest": [point],
+        "var mu > 0.01 (a), var mu > 0.01 of var z (b)": [standard, other],
+    }  # fmt: skip
+    for rule, parts in rules.items():
+        mean_D, var_D = (torch.cat([getattr(p, key) for p in parts]) for key in ("mean_D", "var_D"))
+        stats = Statistics(9, mean_D, var_D, None, None, None, None, None, tuple(parts))
+        assert stats.rule == rule and f" active by {rule}; 9 images" in tables.totals_text(stats)
+        assert tables.totals(stats)["active_rule"] == rule
 
 
 def test_activity_has_the_scale_of_its_level() -> None:

@@ -179,11 +179,18 @@ def test_kl_weights() -> None:
         assert model.kl_weight(model.hyper(0)) is None
 
 
+def test_free_bits_depend_on_the_batch() -> None:
+    assert not build(vae).batch_dependent and build(vae, free_bits=0.1).batch_dependent
+    rising = {"schedule": "linear", "start": 0.0, "end": 0.1, "steps": 8}
+    assert build(beta_vae, free_bits=rising).batch_dependent
+
+
 def test_what_models_of_one_level_are() -> None:
     for module in (vae, beta_vae, annealed_vae):
         model = build(module)
         assert model.standard_prior and model.levels == (Level("z", (3,), standard=True),)
-        assert model.has_likelihood and not model.batch_dependent and model.stages == ("main",)
+        assert model.has_likelihood and model.stages == ("main",)
+        assert model.batch_dependent == (module is annealed_vae)  # |KL - C| is of a batch's mean
         assert model.latent_names() == ["z0", "z1", "z2"]
     plain = build(autoencoder)
     assert not plain.standard_prior and plain.levels == (Level("z", (3,), "point"),)

@@ -295,7 +295,7 @@ def test_what_log_p_is_the_logarithm_of() -> None:
     assert name == "probability" and bits == pytest.approx(nll / math.log(2) / 6, rel=1e-12)
     assert kind(likelihoods.Bernoulli(), grey)[:2] == ("cross-entropy", None)
     assert kind(likelihoods.DiscretizedLogistic(256, 0.1), grey)[0] == "probability"
-    assert kind(likelihoods.DiscretizedLogistic(256, 0.1), grey + 0.001)[:2] == ("cross-entropy", None)
+    assert kind(likelihoods.DiscretizedLogistic(256, 0.1), grey + 0.001)[:2] == ("bin", None)
     for of in (likelihoods.Gaussian(), likelihoods.Laplace(1.0, True), likelihoods.ContinuousBernoulli()):
         assert kind(of, grey)[:2] == ("density", None)
 

@@ -127,6 +127,8 @@ def test_all_obey_a_signal() -> None:
         (("--model", "factor-vae"), "FactorVAE|depend on which images|several players"),
         (("--model", "beta-vae", "--batch-size", 33), "train.batch_size is 33, which 2 processes cannot share"),
         (("--model", "vae", "-S", OPTIMAL), "keeps numbers of its batches"),
+        (("--model", "annealed-vae"), "terms of its objective depend on which images share a batch"),
+        (("--model", "vae", "-S", "model.free_bits=0.1"), "free bits are counted over a whole batch"),
     ],
 )
 def test_what_is_no_mean_over_images_is_refused(settings: tuple[object, ...], says: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import known_codes as known
@@ -165,6 +166,26 @@ def test_what_is_missing_is_a_problem_and_no_crash(codes: Codes, name: str, prob
     result = one(name, codes)
     assert result.score is None and result.problem is not None and problem in result.problem
     assert result.record()["values"] is None
+
+
+def test_what_is_exact_for_gaussians_is_said_of_them_alone() -> None:
+    """`standard_D` and `exact_D` follow the latents; activity has the scale of the prior."""
+    codes = known.perfect((3, 4))
+    flow = replace(codes, exact_D=np.array([False, False]))
+    problem = one("mig-exact", flow).problem
+    assert problem is not None and "Gaussian with independent latents" in problem and flow.kl_D is None
+    half = replace(codes, exact_D=np.array([True, False]))
+    score = one("mig-exact", half).score
+    assert score is not None and score.settings["latents"] == 1
+    other = replace(half, standard_D=np.array([False, True]))
+    assert other.kl_D is None and half.kl_D is not None and np.isnan(half.kl_D).tolist() == [False, True]
+    second = other.latents_only([1])
+    assert second.standard_D is not None and second.standard_D.tolist() == [True]
+    assert second.exact_D is not None and second.exact_D.tolist() == [False]
+    mean_N2 = np.stack([np.linspace(-1, 1, 50)] * 2, axis=1) * [0.15, 0.15]
+    narrow = coding.make(mean_N2, np.log(np.broadcast_to([0.1, 0.1], (50, 2))))
+    assert not narrow.active_D.any()  # 0.0078 against 0.01
+    assert replace(narrow, standard_D=np.array([True, False])).active_D.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", ["infomec", "edi"])

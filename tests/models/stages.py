@@ -30,7 +30,7 @@ class Model(GaussianVAE):
 
     def players(self, optim: OptimConfig) -> list[Player]:
         second = [*self.up.parameters(), *self.down.parameters()]
-        first = [*self.encoder.parameters(), *self.decoder.parameters()]
+        first = [*self.encoder.parameters(), *self.decoder.parameters(), *self.likelihood.parameters()]
         return [Player("main", first, optim), Player("second", second, optim, stage="second")]
 
     def inference_order(self) -> list[str]:

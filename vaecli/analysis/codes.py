@@ -27,9 +27,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from vaecli import __version__, extras, output, paths, safe_files
+from vaecli import device as devices
 from vaecli.data.array import is_number
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
+from vaecli.models.base import Model
+from vaecli.objectives import distributions
 from vaecli.speed import fast
 from vaecli.training import checkpoint
 
@@ -40,14 +43,18 @@ LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
 ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
 LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
 TEXT_COLUMN = re.compile(r"file|.*_name")  # of names: the file of an image, what a factor's value is called
-FORMAT = 2  # of what the cache keeps: since 2 labels have no log-variances
+FORMAT = 3  # of what the cache keeps: since 2 labels have no log-variances, since 3 codes of unit variance have none
 CACHE_BYTES = 2 << 30  # what the cache keeps, the files used last
 
 
 @dataclass(frozen=True)
 class Codes:
     """Means, log-variances and true factors of N images. Everything finite, but for log-variances of latents that have
-    no Gaussian posterior, as the probabilities of labels, which are NaN; `factors_NK` counts from 0 per factor."""
+    no variance of their own, as the probabilities of labels, which are NaN; `factors_NK` counts from 0 per factor.
+
+    Of a model `standard_D` says which latents have the prior N(0, 1), `exact_D` of which q(z_j|x) is a Gaussian of the
+    image alone, bool (D,) each; None, of codes from elsewhere, is all of them.
+    """
 
     mean_ND: Array  # float64
     logvar_ND: Array | None = None  # float64; None for a deterministic code
@@ -55,6 +62,8 @@ class Codes:
     factor_names: tuple[str, ...] = ()
     latent_names: tuple[str, ...] = ()
     source: str = ""  # for messages and records
+    standard_D: Array | None = None
+    exact_D: Array | None = None
 
     def __len__(self) -> int:
         return len(self.mean_ND)
@@ -73,19 +82,29 @@ class Codes:
     @property
     def active_D(self) -> Array:
         """Which latents vary with the image: Var_x[mu] > 0.01 (Burda et al. 2016) where there are log-variances, which
-        give a scale; else more than 1e-4 of the largest variance."""
+        give a scale, of the whole variance where the prior is not N(0, 1); else more than 1e-4 of the largest."""
         variance_D = self.mean_ND.var(axis=0)
         if self.logvar_ND is not None:
-            return np.asarray(variance_D > ACTIVE_VARIANCE)
+            scale_D = np.ones(self.latents)
+            if self.standard_D is not None:
+                other_D = ~self.standard_D & self.gaussian_D
+                scale_D[other_D] = variance_D[other_D] + np.exp(self.logvar_ND[:, other_D]).mean(axis=0)
+            return np.asarray(variance_D > ACTIVE_VARIANCE * scale_D)
         return np.asarray((variance_D > ACTIVE_SHARE * variance_D.max(initial=0.0)) & (variance_D > 0))
 
     @property
+    def posterior_D(self) -> Array:
+        """Of which latents mean and log-variance are all of q(z_j|x), bool (D,)."""
+        return self.gaussian_D if self.exact_D is None else self.gaussian_D & self.exact_D
+
+    @property
     def kl_D(self) -> Array | None:
-        """E_x[KL(q(z_j|x) || N(0, 1))] in nats, (D,); NaN of a latent without log-variance."""
+        """E_x[KL(q(z_j|x) || N(0, 1))] in nats, (D,); NaN of latents whose KL this is not, or without log-variance."""
         if self.logvar_ND is None:
             return None
         kl_ND = 0.5 * (np.square(self.mean_ND) + np.exp(self.logvar_ND) - self.logvar_ND - 1.0)
-        return np.asarray(kl_ND.mean(axis=0))
+        known_D = self.posterior_D if self.standard_D is None else self.posterior_D & self.standard_D
+        return np.where(known_D, kl_ND.mean(axis=0), np.nan) if known_D.any() else None
 
     @property
     def varying(self) -> list[int]:
@@ -105,7 +124,11 @@ class Codes:
         keep = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=int)
         logvar_ND = None if self.logvar_ND is None else self.logvar_ND[:, keep]
         names = tuple(self.latent_names[int(d)] for d in keep)
-        return replace(self, mean_ND=self.mean_ND[:, keep], logvar_ND=logvar_ND, latent_names=names)
+        standard_D, exact_D = (None if a is None else a[keep] for a in (self.standard_D, self.exact_D))
+        return replace(
+            self, mean_ND=self.mean_ND[:, keep], logvar_ND=logvar_ND, latent_names=names, standard_D=standard_D,
+            exact_D=exact_D,
+        )  # fmt: skip
 
     def factors_only(self, keep: Sequence[int]) -> "Codes":
         """These factors only."""
@@ -203,13 +226,28 @@ def encode(
     factors_NK, factor_names = known_factors(view, count)
     if missing := [name for name in view.dataset.info.factor_names if name not in factor_names]:
         output.notice(f"left out, because not known for all images: {', '.join(missing)}")
-    return make(
+    found = make(
         tensors["mean"].numpy(),
         None if logvar is None else logvar.numpy(),
         factors_NK,
         factor_names,
         loaded.model.latent_names(),
         f"{loaded.path} over {count:,} images ({view.name})",
+    )
+    standard_D, exact_D = kinds(loaded.model)
+    return replace(found, standard_D=standard_D, exact_D=exact_D)
+
+
+def kinds(model: Model) -> tuple[Array, Array]:
+    """`Codes.standard_D` and `exact_D` of a model: Gaussians, and of a level that is inferred before all others."""
+    with torch.inference_mode(), devices.aside():
+        one_1CHW = torch.zeros(1, *model.info.shape, device=model.device)
+        posteriors, first = model.infer(one_1CHW).posteriors, next(iter(model.inference_order()), None)
+    exact = {name: name == first and distributions.independent_normal(q) for name, q in posteriors.items()}
+    levels = [(level, level.size) for level in model.inferred]
+    return (
+        np.concatenate([np.full(n, level.standard) for level, n in levels]),
+        np.concatenate([np.full(n, exact[level.name]) for level, n in levels]),
     )
 
 
@@ -236,7 +274,8 @@ def fully_known(codes: Codes, view: SplitView, count: int) -> Codes:
         return codes
     output.notice(f"metrics are over the {len(rows):,} of {count:,} images whose factors are all known")
     of_rows = codes.rows(rows)
-    return make(of_rows.mean_ND, of_rows.logvar_ND, found_NK[rows], names, codes.latent_names, codes.source)
+    found = make(of_rows.mean_ND, of_rows.logvar_ND, found_NK[rows], names, codes.latent_names, codes.source)
+    return replace(found, standard_D=codes.standard_D, exact_D=codes.exact_D)
 
 
 def run_encoder(

@@ -15,7 +15,7 @@ import torch
 from vaecli.analysis import tables
 from vaecli.analysis.advice import EARLY, Evidence, Levers, levers, more_weight, remedy
 from vaecli.analysis.gathering import latent_statistics, limited
-from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
+from vaecli.analysis.statistics import WORTH, LevelStatistics, Statistics
 from vaecli.analysis.tables import Table, table_rows
 from vaecli.batch import Batch
 from vaecli.models.base import Model
@@ -107,7 +107,7 @@ def verdict(
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
     sentences = [
-        f"{active} of {len(names)} latents are active (variance of mu above {ACTIVE_VARIANCE:g}{_worth(stats)}); "
+        f"{active} of {len(names)} latents are active ({stats.rule}{_worth(stats)}); "
         f"{'KL' if stats.kl_error is None else 'rate'} {kl:.3g} nats in all{recon}."
     ]
     if (worse := _worse_than_blank(stats, known, step)) is not None:

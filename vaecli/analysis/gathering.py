@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributions as td
 from torch import Tensor
 
 from vaecli.analysis.statistics import JUDGED, Accuracy, LevelStatistics, Moments, Statistics, Usage
@@ -200,7 +199,7 @@ class _Gathered:
     ) -> None:
         level, q = self.level, found.posteriors[self.level.name]
         self.exact_moments = distributions.exact_moments(q)
-        self.normal = isinstance(q.base_dist if isinstance(q, td.Independent) else q, td.Normal)
+        self.normal = distributions.independent_normal(q)
         self.mean.add(mean_BD)
         if variance_BD is not None:
             self.sigma2.add(variance_BD)

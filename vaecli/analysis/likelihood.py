@@ -42,7 +42,8 @@ class Nll:
     `effective`      median over the images of (sum w)^2 / sum w^2, between 1 and K.
     `kind`           what log p(x) is the logarithm of: `probability` of an image whose pixels have a finite number of
                      values; `density` over [0, 1] for each pixel, which is above 1 where it may; or, of a Bernoulli at
-                     pixels between its two values, `cross-entropy`, which belongs to no distribution.
+                     pixels between its two values, `cross-entropy`, which belongs to no distribution; or, of more levels that
+                     the pixels are not on, that of a `bin` around each.
     `bits_per_dim`   nll / (log 2 * values of an image); None but for a probability: a density has no bits unless noise
                      of the width of a grey level is added to the pixels, which nothing here does.
     """
@@ -180,7 +181,7 @@ def estimate(
             each.append(-weights.bound_B)
             elbo.add(weights.mean_B)
             effective.append(weights.effective_B)
-    kind = "density" if levels is None else "probability" if on_levels else "cross-entropy"
+    kind = "density" if levels is None else "probability" if on_levels else "cross-entropy" if levels == 2 else "bin"
     nll = -float(bound.mean)
     return Nll(
         nll,
@@ -250,6 +251,7 @@ def _weigh(
 KINDS = {
     "probability": "a probability of images whose pixels have the likelihood's grey levels",
     "density": "a density over pixels in [0, 1], which may exceed 1; no bits/dim, as no noise fills the grey levels",
+    "bin": "the probability of a bin around each pixel, as the images are of other grey levels than the likelihood's",
     "cross-entropy": "the cross-entropy of pixels between black and white, no likelihood: of use against itself alone",
 }
 

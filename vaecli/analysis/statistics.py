@@ -142,6 +142,15 @@ class LevelStatistics:
         return self.var_D > ACTIVE_VARIANCE * self.total_D
 
     @property
+    def rule(self) -> str:
+        """When a latent that has mean and variance counts as active, in words."""
+        if self.total_D is None:
+            return f"var mu > {ACTIVE_SHARE:g} of the largest"
+        if self.level.standard or self.level.kind != "gaussian":
+            return f"var mu > {ACTIVE_VARIANCE:g}"
+        return f"var mu > {ACTIVE_VARIANCE:g} of var z"
+
+    @property
     def moment_kl(self) -> float | None:
         """KL(N(mean, diag variance of q) || N(0, I)) in nats: how far q(z) is from the prior by its marginal moments
         alone, at most the same with the whole covariance. None for another prior."""
@@ -229,6 +238,17 @@ class Statistics:
         if not self.judged:
             return None
         return sum(int(part.active_D.sum()) for part in self.parts if part.level.kind in JUDGED)
+
+    @property
+    def rule(self) -> str:
+        """When they count as active, in words; with the names of the levels where that differs."""
+        rules: dict[str, list[str]] = {}
+        for part in self.parts:
+            if part.level.kind in JUDGED:
+                rules.setdefault(part.rule, []).append(part.level.name)
+        if len(rules) < 2:
+            return "".join(rules)
+        return ", ".join(f"{rule} ({', '.join(names)})" for rule, names in rules.items())
 
     @property
     def worth(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vaecli.analysis import axes, leak, metrics
 from vaecli.analysis.aggregate import RULES
-from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH, LevelStatistics, Statistics
+from vaecli.analysis.statistics import WORTH, LevelStatistics, Statistics
 
 HEADINGS = {
     "latent": "latent", "kl": "KL (nats)", "mean_mu": "mean mu", "var_mu": "var mu", "mean_sigma2": "mean sigma^2",
@@ -122,9 +122,9 @@ def rate_text(part: LevelStatistics) -> str:
 # ------------------------------------------------------------------------------------------------ the model as a whole
 
 
-def totals(stats: Statistics) -> dict[str, int | float | None]:
+def totals(stats: Statistics) -> Record:
     """The numbers of the model as a whole."""
-    found: dict[str, int | float | None] = {
+    found: Record = {
         "images": stats.n,
         "elbo": stats.elbo,
         "elbo_standard_error": stats.elbo_error,
@@ -133,6 +133,7 @@ def totals(stats: Statistics) -> dict[str, int | float | None]:
         "kl": stats.kl,
         "latents": stats.judged or len(stats.mean_D),  # those that active_units are of
         "active_units": stats.active,
+        "active_rule": stats.rule or None,
         "latents_with_kl": stats.worth,
     }
     if stats.kl_error is not None:
@@ -183,7 +184,7 @@ def totals_text(stats: Statistics) -> str:
         else:
             parts.append(f"rate {number_text(stats.kl, 3)} +- {number_text(stats.kl_error, 3)} nats (sampled)")
     if stats.judged:
-        parts.append(f"{stats.active} of {stats.judged} latents active by var mu > {ACTIVE_VARIANCE:g}")
+        parts.append(f"{stats.active} of {stats.judged} latents active by {stats.rule}")
         if stats.worth is not None:
             parts.append(f"{stats.worth} with KL > {WORTH:g} nats")
     return "; ".join([*parts, f"{stats.n:,} images"])

@@ -240,6 +240,8 @@ def _derived(entry: Mapping[str, Any], values: Mapping[str, Sequence[Value]]) ->
         return max(numbers[0]) - min(numbers[0])
     if how == "apart":
         return abs(statistics.median(numbers[0]) - statistics.median(numbers[1]))
+    if how == "difference":
+        return statistics.fmean(numbers[0]) - statistics.fmean(numbers[1])
     if how == "ratio":
         below = statistics.fmean(numbers[1])
         return statistics.fmean(numbers[0]) / below if below else math.nan

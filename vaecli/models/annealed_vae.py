@@ -43,6 +43,7 @@ class Model(GaussianVAE):
     """The VAE whose KL is pressed to C from both sides."""
 
     config: Config
+    batch_dependent = True  # |KL - C| is of the mean over a batch
 
     def penalty(self, q: Posterior, z_BD: Tensor, hyper: Hyper) -> dict[str, Term]:
         assert q.kl_BD is not None

@@ -97,7 +97,7 @@ class Player:
     """Parameters with an optimizer of their own, updated `updates` times a step while those of others stay.
 
     Each update reads `batches` independent batches: the first update's first is the step's own, the others come as
-    `batch.others`. `stage` is the stage of training in which it takes part.
+    `batch.others`. `stage` is the stage of training in which it takes part. Weight decay leaves `undecayed` alone.
     """
 
     name: str
@@ -106,6 +106,7 @@ class Player:
     updates: int = 1
     batches: int = 1
     stage: str = "main"
+    undecayed: Sequence[nn.Parameter] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class Model(nn.Module):
     `sequential`       whether they cannot go side by side: one number of steps is then that of each.
     `uses_labels`      whether `loss` reads `batch.labels_BK` (entries of -1 are unknown).
     `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
-    `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones.
+    `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones; of
+                       any model with free bits, which are counted over a batch.
     `least_batch`      how many images a batch must have for the objective to say anything.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
@@ -149,7 +151,7 @@ class Model(nn.Module):
     sequential: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
-    batch_dependent: ClassVar[bool] = False
+    batch_dependent: bool = False
     least_batch: ClassVar[int] = 1
     closed_form: ClassVar[bool] = False
 
@@ -157,6 +159,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.info = info
+        self.batch_dependent = self.batch_dependent or schedules.highest(getattr(config, "free_bits", 0.0)) > 0
         self.levels: tuple[Level, ...] = ()
         self.precision: Precision = "fp32"
         self.settled = 0

@@ -59,10 +59,12 @@ class Model(GaussianVAE):
         self.critic = critics.build(config.critic, config.latent_dim)
 
     def players(self, optim: OptimConfig) -> list[Player]:
-        own = [*self.encoder.parameters(), *self.decoder.parameters()]
+        judges = list(self.critic.parameters())
+        mine = {id(p) for p in judges}
+        own = [p for p in self.parameters() if id(p) not in mine]  # of the likelihood, too
         return [
             Player("main", own, optim),
-            Player("critic", list(self.critic.parameters()), self.config.critic_optim, batches=2),
+            Player("critic", judges, self.config.critic_optim, batches=2),
         ]
 
     def log_ratio(self, z_BD: Tensor) -> Tensor:

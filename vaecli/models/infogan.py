@@ -12,6 +12,7 @@ it knows all, so R^2 = 1 - 3 (c - mean of Q)^2 is logged beside it.
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch.distributions import Distribution, Uniform
 
 from vaecli import device as devices
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Inference, Level, ModelConfig, Player, Term, Values
+from vaecli.models.base import Hyper, Inference, Level, ModelConfig, Player, Posterior, Term, Values
 from vaecli.models.base import Model as Base
 from vaecli.nets import adversarial, spectral
 from vaecli.objectives import distributions
@@ -99,6 +100,11 @@ class Model(Base):
     def rates(self, found: Inference) -> dict[str, Tensor]:
         """None: there is no bound that a rate would be part of (and that of a Gaussian to a uniform is infinite)."""
         return {}
+
+    def posterior(self, x_BCHW: Tensor) -> Posterior:
+        """Q as a table, without variances where these are 1 by convention: they do not say how sure it is."""
+        found = super().posterior(x_BCHW)
+        return found if self.config.q_variance == "learned" else replace(found, logvar_BD=None)
 
     def facts(self) -> dict[str, float]:
         """Of 10,000 images made of codes drawn always alike: R^2 of each code as Q finds it again, how many of them are

@@ -2,7 +2,8 @@
 
 Hsu et al. 2023, "Disentanglement via Latent Quantization", section 3: latent j is put to the nearest entry of a scalar
 codebook V_j of n values; loss = recon + quantisation |sg(z) - v|^2 + commitment |z - sg(v)|^2, the gradient of recon
-being handed from v to z as it is (straight through). Strong weight decay (AdamW, 0.1) keeps the networks simple.
+being handed from v to z as it is (straight through). Strong weight decay (AdamW, 0.1) keeps the networks simple; it
+leaves codebooks and biases alone, as in the authors' program.
 
 As codes, latents are the ranks of their values, so that neighbouring numbers are neighbouring values.
 """
@@ -14,16 +15,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vaecli.batch import Batch, DataInfo
-from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Term, Values
+from vaecli.models.base import Hyper, Level, NetConfig, NetModel, Player, Term, Values
 from vaecli.objectives.distributions import Indices, UniformIndices
+from vaecli.settings.optim import OptimConfig
 from vaecli.settings.schedules import Weight
 
 MOST = 1024
 
 
 class Config(NetConfig):
-    """`values` is n, the values that a latent can take. The weights of the two terms count against a reconstruction
-    averaged over pixels (ours is summed: they are multiplied by C H W)."""
+    """`values` is n, the values that a latent can take. The weights of the two terms count, as the authors', for means
+    over the latents against a reconstruction averaged over pixels; ours are sums, so they are multiplied by C H W / D.
+    """
 
     tiny: ClassVar[dict[str, Any]] = {**NetConfig.tiny, "values": 5}
     name: Literal["qlae"] = "qlae"
@@ -43,6 +46,14 @@ class Model(NetModel):
         self.levels = (Level("z", (d,), "codes", sizes=(n,), ordered=True),)
         # Evenly over [-1/2, 1/2], as the authors start them.
         self.codebook_DV = nn.Parameter(torch.linspace(-0.5, 0.5, n).repeat(d, 1))
+
+    def players(self, optim: OptimConfig) -> list[Player]:
+        spared = [p for name, p in self.named_parameters() if name == "codebook_DV" or name.endswith("bias")]
+        return [Player("main", list(self.parameters()), optim, undecayed=spared)]
+
+    def weight(self, hyper: Hyper, name: str) -> float:
+        """What a term summed over latents is multiplied with."""
+        return hyper[name] * self.info.pixels / self.config.latent_dim
 
     def nearest(self, z_BD: Tensor) -> tuple[Tensor, Tensor]:
         """(values, ranks) of the codebook entries nearest to z, (B, D) each; the ranks int64."""
@@ -79,16 +90,16 @@ class Model(NetModel):
         return {
             "recon": Term(recon),
             "quantisation": Term(
-                (z_BD.detach() - value_BD).square().sum(dim=1).mean(), hyper["quantisation"] * self.info.pixels, "1"
+                (z_BD.detach() - value_BD).square().sum(dim=1).mean(), self.weight(hyper, "quantisation"), "1"
             ),
             "commitment": Term(
-                (z_BD - value_BD.detach()).square().sum(dim=1).mean(), hyper["commitment"] * self.info.pixels, "1"
+                (z_BD - value_BD.detach()).square().sum(dim=1).mean(), self.weight(hyper, "commitment"), "1"
             ),
             "used": Term(used_DV.mean(), None, "share of values"),
         }
 
     def objective_text(self, hyper: Hyper) -> str:
-        quantisation, commitment = (hyper[name] * self.info.pixels for name in ("quantisation", "commitment"))
+        quantisation, commitment = (self.weight(hyper, name) for name in ("quantisation", "commitment"))
         weights = f"quantisation {quantisation:.4g}, commitment {commitment:.4g}"
         return (
             f"minimise recon + quantisation + commitment; weights {weights}; {self.config.values} values a latent; "

@@ -175,6 +175,11 @@ def exact_moments(q: td.Distribution) -> bool:
     return not isinstance(q, (td.TransformedDistribution, Drawn)) or isinstance(q, td.RelaxedOneHotCategorical)
 
 
+def independent_normal(q: td.Distribution) -> bool:
+    """Whether it is a Gaussian whose latents are independent."""
+    return isinstance(q.base_dist if isinstance(q, td.Independent) else q, td.Normal)
+
+
 def exact_kl(q: td.Distribution, p: td.Distribution) -> bool:
     """Whether KL(q || p) has a closed form."""
     try:

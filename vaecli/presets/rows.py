@@ -45,6 +45,7 @@ DERIVED = {
     "max": 1,
     "spread": 1,  # max - min
     "apart": 2,  # the difference of the medians, without its sign
+    "difference": 2,  # of the means
     "ratio": 2,  # of the means
     "spearman": 2,  # rank correlation
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vaecli.analysis.codes import Array
-from vaecli.analysis.statistics import ACTIVE_VARIANCE, WORTH
+from vaecli.analysis.statistics import WORTH
 from vaecli.report import charts, figures
 from vaecli.report.charts import Line
 from vaecli.report.markup import Html, details, figure, image, join, number, signed, tag
@@ -80,7 +80,7 @@ def key_numbers(totals: Mapping[str, Any], about: str | None = None) -> Html:
         digits = 6 if key == "mse" else 2
         more = f"± {number(error, digits)}" if isinstance(error, float) and math.isfinite(error) else None
         if key == "active_units":
-            more = f"of {number(totals.get('latents'))}, by var μ > {ACTIVE_VARIANCE:g}"
+            more = f"of {number(totals.get('latents'))}, by {str(totals.get('active_rule')).replace('mu', 'μ')}"
             if totals.get("latents_with_kl") is not None:
                 more += f"; {number(totals['latents_with_kl'])} with KL > {WORTH:g}"
         shown = number(value, digits) if isinstance(value, float) else number(value)

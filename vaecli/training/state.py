@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,8 +80,11 @@ def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.
     return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """The torch optimizer of a settings section, its scheduled numbers at step 0."""
+def make_optimizer(
+    parameters: list[torch.nn.Parameter], config: OptimConfig, undecayed: Sequence[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The torch optimizer of a settings section, its scheduled numbers at step 0. Parameters that no weight decay is to
+    reach are a group of their own, with `decays` False, where there is a decay."""
     settings = config.model_dump(exclude={"name", "grad_clip", "lr", "weight_decay"})
     common = {"lr": schedules.at(config.lr, 0), "weight_decay": schedules.at(config.weight_decay, 0)}
     kinds: dict[str, Any] = {
@@ -96,8 +99,15 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: OptimConfig) ->
     fusable = {"cpu": ("adam", "adamw", "adagrad", "sgd"), "cuda": ("adam", "adamw", "sgd")}
     extra = {"capturable": True} if device_type == "cuda" and config.name in ("adam", "adamw") else {}
     fused = config.name in fusable.get(device_type, ()) and all(p.is_floating_point() for p in parameters)
+    groups: list[Any] = parameters
+    if undecayed and schedules.highest(config.weight_decay) > 0:
+        spared = {id(p) for p in undecayed}
+        groups = [
+            {"params": [p for p in parameters if id(p) not in spared], "decays": True},
+            {"params": [p for p in parameters if id(p) in spared], "decays": False, "weight_decay": 0.0},
+        ]
     optimizer = _without_compiler(kinds[config.name])(
-        parameters, **common, **settings, **extra, **({"fused": True} if fused else {})
+        groups, **common, **settings, **extra, **({"fused": True} if fused else {})
     )
     if extra:  # the first steps are made without a graph, on purpose: no warning about it
         optimizer._warned_capturable_if_run_uncaptured = True
@@ -125,7 +135,10 @@ class TrainState:
     @classmethod
     def fresh(cls, model: Model, config: RunConfig) -> "TrainState":
         players = model.players(config.optim)
-        state = cls({p.name: (p, make_optimizer(list(p.parameters), p.optim)) for p in players}, stages(model, config))
+        state = cls(
+            {p.name: (p, make_optimizer(list(p.parameters), p.optim, p.undecayed)) for p in players},
+            stages(model, config),
+        )
         state.settled = model.settled
         if config.train.fast and model.device.type == "cpu":
             state.norm = optimizers.total_norm

@@ -102,7 +102,8 @@ def update(
         optim = player.optim
         for group in optimizer.param_groups:
             group["lr"] = schedules.at(optim.lr, state.step - state.stage.start)
-            group["weight_decay"] = schedules.at(optim.weight_decay, state.step - state.stage.start)
+            if group.get("decays", True):
+                group["weight_decay"] = schedules.at(optim.weight_decay, state.step - state.stage.start)
         for n in range(player.updates):
             streams = range(n * player.batches, (n + 1) * player.batches)
             own = _joined([read(stream) for stream in streams])

@@ -125,14 +125,14 @@ class Group:
         reason = None
         if not state.players:
             reason = "it is fitted in closed form"
+        elif schedules.highest(getattr(config.model, "free_bits", 0.0)) > 0:
+            reason = "free bits are counted over a whole batch"
         elif model.batch_dependent:
             reason = "terms of its objective depend on which images share a batch"
         elif len(state.players) > 1:
             reason = "it has several players"
         elif type(model).due is not Model.due:
             reason = "it does work between steps"
-        elif schedules.highest(getattr(config.model, "free_bits", 0.0)) > 0:
-            reason = "free bits are counted over a whole batch"
         elif state.step < state.last:
             reason = self._differs(model, config, stream, state)
         if reason is not None:

@@ -144,12 +144,14 @@ def _problem(metric: ModuleType, codes: Codes, still: str) -> str | None:
         )
     if "logvar" in needs and codes.logvar_ND is None:
         return "it needs q(z|x), and this code has no distribution"
+    if "logvar" in needs and not codes.posterior_D.any():
+        return "it needs a q(z|x) that is a Gaussian with independent latents, which this model's is not"
     return None
 
 
 def _run(name: str, metric: ModuleType, codes: Codes, seed: int, still: str) -> Result:
     if "logvar" in getattr(metric, "NEEDS", ()):
-        codes = codes.latents_only(codes.gaussian_D)
+        codes = codes.latents_only(codes.posterior_D)
     with_factors = "factors" in getattr(metric, "NEEDS", ())
     score: Score = metric.score(codes, seed)
     active_D, active, notes = codes.active_D, None, list(score.notes)

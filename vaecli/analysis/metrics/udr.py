@@ -60,8 +60,8 @@ def score_models(models: Sequence[Codes], seed: int) -> list[Score]:
         }
         matrices = {"lasso": lasso[partners, m][None], "spearman": spearman[partners, m][None]}
         notes = ["no latent has a mean KL above 0.01 nats, which the score counts as 0."] if not kept.any() else []
-        if models[m].kl_D is None:
-            notes.append("the code has no KL; its latents that vary are taken for informative.")
+        if (kl_D := models[m].kl_D) is None or np.isnan(kl_D).any():
+            notes.append("latents without a KL to N(0, 1) are taken for informative where they vary.")
         scores.append(Score(values, {**settings, "latents_used": int(kept.sum())}, matrices, tuple(notes)))
     return scores
 
@@ -82,7 +82,9 @@ def _check(models: Sequence[Codes]) -> None:
 
 
 def _informative(codes: Codes) -> Array:
-    return codes.active_D if codes.kl_D is None else codes.kl_D > INFORMATIVE
+    if codes.kl_D is None:
+        return codes.active_D
+    return np.where(np.isnan(codes.kl_D), codes.active_D, codes.kl_D > INFORMATIVE)
 
 
 def _pairs(codes: Sequence[Array], informative: Sequence[Array], relation: Callable[[Array, Array], Array]) -> Array:
