@@ -530,7 +530,8 @@ def test_the_rule_of_activity_is_told_as_it_is() -> None:
     standard, other = (part(name, [5e-3, 5e-3], sigma2_D=sigma2, standard=name == "a") for name in "ab")
     point, labels = part("c", [5.0, 1e-3], kind="point"), part("y", [0.2], kind="labels")
     rules = {
-        "var mu > 0.01": [standard], "var mu > 0.01 of var z": [other, labels], "var mu > 0.0001 of the largest": [point],
+        "var mu > 0.01": [standard], "var mu > 0.01 of var z": [other, labels],
+        "var mu > 0.0001 of the largest": [point],
         "var mu > 0.01 (a), var mu > 0.01 of var z (b)": [standard, other],
     }  # fmt: skip
     for rule, parts in rules.items():

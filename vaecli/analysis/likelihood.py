@@ -41,9 +41,9 @@ class Nll:
     `negative_elbo`  -L_1 of the same draws: what the K draws improve upon.
     `effective`      median over the images of (sum w)^2 / sum w^2, between 1 and K.
     `kind`           what log p(x) is the logarithm of: `probability` of an image whose pixels have a finite number of
-                     values; `density` over [0, 1] for each pixel, which is above 1 where it may; or, of a Bernoulli at
-                     pixels between its two values, `cross-entropy`, which belongs to no distribution; or, of more levels that
-                     the pixels are not on, that of a `bin` around each.
+                     values; `density` over [0, 1] for each pixel, which is above 1 where it may; of a Bernoulli at
+                     pixels between its two values `cross-entropy`, which belongs to no distribution; of more levels
+                     that the pixels are not on, that of a `bin` around each.
     `bits_per_dim`   nll / (log 2 * values of an image); None but for a probability: a density has no bits unless noise
                      of the width of a grey level is added to the pixels, which nothing here does.
     """
