@@ -44,6 +44,8 @@ def cases(folder: Path) -> None:
     case("undertrained", ("undertrained",), *beta, "--beta", "1", "--latent-dim", "8", "--steps", "15", seeds=3)
     blown = ("undertrained", "not finite")
     case("diverged", blown, "--model", "vae", "--lr", "0.5", "--latent-dim", "8", "--steps", "300", seeds=2)
+    few_of_many = ("-S", "data.limit=60", "-S", "data.holdout=20", "-S", "train.eval_every=100", "-S", GAUSSIAN % 0.1)
+    case("overfitted", ("overfitted",), "--model", "vae", "--latent-dim", "4", "--steps", "3000", *few_of_many)
     constant = f"array:{folder / 'constant.npy'}"
     case("constant data", ("collapsed",), *beta, "--latent-dim", "4", "--steps", "1500", data=constant)
     few = ("not judged", "undertrained", "under-regularised")
