@@ -86,6 +86,20 @@ def test_what_cannot_work_is_refused_before_training(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(("asked", "said"), [
+    (("mixtur",), "--fit: density.name: no density is called 'mixtur'; did you mean 'mixture'?"),
+    (("normal", "--components", 5), "--components: density.components: no such option"),
+    (("mixture", "--components", 5000), "--components: density.components: input should be less than or equal to 4096"),
+    (("vae", "-S", "widht=8"), "--set: density.widht: no such option; did you mean 'width'?"),
+    (("vae", "-S", "width"), "--set width: write --set key=value"),
+])  # fmt: skip
+def test_a_fit_that_is_none_is_refused_before_anything_is_read(
+    asked: tuple[object, ...], said: str, vae: Callable[..., Result]
+) -> None:
+    refused = vae("density", "runs/that-there-is-not", "--fit", *asked)
+    assert refused.code == 2 and said in refused.err, refused.err
+
+
 def test_stopped_before_the_fit_it_is_fitted_on_resume(
     vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

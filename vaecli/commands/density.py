@@ -1,9 +1,11 @@
 """`vae density`: fit a density to a model's codes, from which `vae sample` then draws; or say which there is."""
 
-from vaecli import data, densities, output
+from vaecli import config as configs
+from vaecli import data, output
 from vaecli import device as devices
 from vaecli.commands.train import duration
 from vaecli.config import tree as trees
+from vaecli.densities.base import DensityConfig
 from vaecli.errors import ConfigError
 from vaecli.training import checkpoint as checkpoints
 from vaecli.training import stored_density
@@ -20,11 +22,12 @@ def run(
     To one draw from q(z|x) an image, or to the point that a deterministic encoder gives. ConfigError where the model
     has no codes of numbers, or a density is there already and not `force`.
     """
+    asked = None if fit is None else _asked(fit, components, settings)
     loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)
     step = loaded.path.parent
     latents = stored_density.latents(loaded.model)
     stored = stored_density.load(step, latents)
-    if fit is None:
+    if asked is None:
         if components is not None or settings:
             raise ConfigError("settings of a density, but no --fit")
         facts = {"density": None if stored is None else stored[0].config.name, "fitted_on": stored and stored[1]}
@@ -39,17 +42,11 @@ def run(
         )
     if loaded.path.name != checkpoints.MODEL_FILE or not (step / "manifest.json").is_file():
         raise ConfigError(f"{loaded.path}: a density is stored in a run's step directory", "give the run directory")
-    values = {"name": fit} | ({} if components is None else {"components": components})
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: write --set key=value")
-        values[key] = trees.parse_value(value, f"--set {text}")
     stop = Stop(duration(max_time))
     with stop.signals():
         view = data.load(loaded.config.data, loaded.info).split(split)
         view = view.sample(min(limit or stored_density.CODES, stored_density.CODES))
-        fitted = stored_density.fit(densities.parse(values), loaded.model, view, seed, stop)
+        fitted = stored_density.fit(asked, loaded.model, view, seed, stop)
     if stop.signal is not None:
         output.notice("stopped: nothing is stored")
         raise SystemExit(128 + stop.signal)
@@ -58,10 +55,24 @@ def run(
     output.notice(f"density    {density.text()}, fitted to {fitted_on}")
     mean = density.log_prob(codes_ND[:10_000])
     record = {
-        "checkpoint": str(loaded.path), "density": fit, "settings": density.config.model_dump(mode="json"),
+        "checkpoint": str(loaded.path), "density": asked.name, "settings": density.config.model_dump(mode="json"),
         "fitted_on": fitted_on, "log_prob": None if mean is None else float(mean.mean()),
     }  # fmt: skip
     if json:
         output.result_json({"schema": 1, "path": str(path), **record})
     else:
         output.result(str(path))
+
+
+def _asked(fit: str, components: int | None, settings: list[str]) -> DensityConfig:
+    """The section that the options make. ConfigError where it is none."""
+    tree = trees.Tree()
+    tree.set("density.name", fit, "--fit")
+    if components is not None:
+        tree.set("density.components", components, "--components")
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: write --set key=value")
+        tree.set(f"density.{key}", trees.parse_value(value, f"--set {text}"), "--set")
+    return configs.build_density(tree)

@@ -110,6 +110,16 @@ def build(tree: Tree) -> RunConfig:
     return RunConfig(**sections)
 
 
+def build_density(tree: Tree) -> "DensityConfig":
+    """The section `density` of a tree that has no other; ConfigError as of `build`."""
+    try:
+        found: DensityConfig = _section("density", tree.values, tree)
+    except ValidationError as error:
+        first, *rest = _explain(error, "density", tree, None)
+        raise ConfigError(first, more=rest) from None
+    return found
+
+
 def _each_stage(train: TrainConfig, model: "ModelConfig") -> TrainConfig:
     """One number of steps is that of each stage, for a model whose stages cannot go side by side."""
     cls = registry.load("model", model.name).Model
