@@ -79,8 +79,8 @@ def wide(n: int = 12) -> None:
 @pytest.mark.parametrize(
     ("fit", "said"),
     [
-        ("crop", "12 images are cropped to the proportions of 16x16, which cuts off 75% to 75% of each; data.fit=pad"),
-        ("pad", "12 images are padded to 16x16: 75% to 75% of each is black border"),
+        ("crop", "12 images are cropped to the proportions of 16x16, which cuts off 75% of each; data.fit=pad"),
+        ("pad", "12 images are padded to 16x16: 75% of each is black border"),
         ("stretch", "12 images are stretched to 16x16, by up to 4.00 in one direction"),
     ],
 )

@@ -612,14 +612,15 @@ def _say_fit(root: Path, facts: list[Facts], height: int, width: int, fit: Fit) 
     misfits = [fact.misfit for fact in facts if fact.misfit > (_CUT if fit == "crop" else 0)]
     if not misfits:
         return max(fact.misfit for fact in facts)
-    least, most, n = min(misfits), max(misfits), f"{root}: {len(misfits):,} images"
+    most, n = max(misfits), f"{root}: {len(misfits):,} images"
+    shares = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(misfits), most)))
     if fit == "crop":
         output.warning(
-            f"{n} are cropped to the proportions of {width}x{height}, which cuts off {least:.0%} to {most:.0%} of each"
+            f"{n} are cropped to the proportions of {width}x{height}, which cuts off {shares} of each"
             "; data.fit=pad or stretch keeps all of them, data.image_size=[height, width] sets other proportions"
         )
     elif fit == "pad":
-        output.notice(f"{n} are padded to {width}x{height}: {least:.0%} to {most:.0%} of each is black border")
+        output.notice(f"{n} are padded to {width}x{height}: {shares} of each is black border")
     else:
         output.notice(f"{n} are stretched to {width}x{height}, by up to {1 / (1 - most):.2f} in one direction")
     return most
