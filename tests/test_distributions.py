@@ -233,11 +233,36 @@ def test_moments_of_an_affine_flow(independent: bool) -> None:
     assert variance is not None
     ratio = variance / (2.5 * scale).square()
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-6, atol=0.0)  # one noise for every image
-    spread = 2 / distributions.MOMENT_DRAWS  # variance of a mean of n/2 squared normals
-    assert ((ratio[0] - 1).abs() < 4 * (2 * spread) ** 0.5).all() and not (ratio == 1).all()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-6)  # exact where it is affine
     torch.manual_seed(2)
     again = distributions.moments(flow)
     assert again[1] is not None and torch.equal(again[0], found) and torch.equal(again[1], variance)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (32,), (50,), (2, 4)])
+def test_points_that_span_have_the_first_moments_of_noise(shape: tuple[int, ...]) -> None:
+    half = distributions.spanning(torch.Size(shape), 32)
+    assert len(half) >= 32 and half.shape[1:] == shape and half.dtype == F64
+    x_ND = torch.cat([half, -half]).flatten(1)
+    same(x_ND.mean(dim=0), torch.zeros(x_ND.shape[1], dtype=F64))
+    same(x_ND.T @ x_ND / len(x_ND), torch.eye(x_ND.shape[1], dtype=F64))
+    assert torch.equal(half, distributions.spanning(torch.Size(shape), 32))
+
+
+def test_moments_of_a_flow_whose_latents_are_mixed() -> None:
+    """z_1 and z_2 = z_1 / 2 + e: their variances are s^2 and s^2 / 4 + t^2, to rounding with few draws."""
+    base = td.Independent(td.Normal(torch.zeros(1, 2, dtype=F64), torch.tensor([[2.0, 0.3]], dtype=F64)), 1)
+    flow = td.TransformedDistribution(base, [Mix()])
+    variance = distributions.moments(flow)[1]
+    assert variance is not None
+    same(variance, torch.tensor([[4.0, 1.09]], dtype=F64))
+
+
+class Mix(td.transforms.Transform):
+    domain, codomain, bijective = td.constraints.real_vector, td.constraints.real_vector, True
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0], x[:, 0] / 2 + x[:, 1]], dim=1)
 
 
 def test_moments_of_a_flow_that_is_not_affine() -> None:

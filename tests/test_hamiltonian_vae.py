@@ -13,7 +13,7 @@ from vaecli import models
 from vaecli.batch import Batch, DataInfo
 from vaecli.models import hamiltonian_vae
 from vaecli.models.base import total
-from vaecli.objectives import distributions
+from vaecli.objectives import distributions, hamiltonian
 from vaecli.speed import fast
 
 F64 = torch.float64
@@ -192,6 +192,17 @@ def test_steps_tighten_the_bound_and_many_draws_make_it_log_p() -> None:
     variance = Linear.sigma**2 / (Linear.w**2 + Linear.sigma**2)
     of_base = 2 * 0.5 * (Linear.wide - 1 - math.log(Linear.wide) + Linear.off**2 / variance)
     assert gaps[0] == pytest.approx(of_base, abs=0.05) and gaps[-1] < 0.7 * gaps[0]
+
+
+def test_the_design_of_starts_and_momenta() -> None:
+    half = hamiltonian.design(torch.Size([6]))
+    assert half.shape == (8, 2, 6) and bool((half.abs() == 1).all())
+    moments_DD = half.flatten(1).T @ half.flatten(1) / 8
+    wanted = torch.eye(12)
+    for first in (0, 6):  # the fifth and sixth latents are moved as the first and second are
+        for d in (0, 1):
+            wanted[first + d, first + d + 4] = wanted[first + d + 4, first + d] = 1.0
+    assert torch.equal(moments_DD, wanted)
 
 
 def test_moments_and_density_of_the_moved_posterior_where_it_is_a_gaussian() -> None:

@@ -519,7 +519,8 @@ def test_whose_codes_are_gaussians(name: str, standard: list[bool], exact: list[
     info = DataInfo("toy", (1, 8, 8), 50, binary=True)
     model = models.build(module.Config.model_validate(module.Config.tiny), info).eval()
     before = torch.random.get_rng_state()
-    found = [sorted(set(kind.tolist()), reverse=True) for kind in codes.kinds(model)]
+    kinds = codes.kinds(model, torch.rand(1, 1, 8, 8))
+    found = [sorted(set(kind.tolist()), reverse=True) for kind in kinds]
     assert found == [standard, exact] and torch.equal(torch.random.get_rng_state(), before)
     unit = model.posterior(torch.rand(3, 1, 8, 8)).logvar_BD
     assert (unit is None) == (name in ("infogan", "svae"))  # of Q it is 1 by convention

@@ -463,9 +463,7 @@ def test_grey_palettes_have_one_channel():
 def test_a_crop_is_said(capsys):
     save_all(plain(3, shape=(80, 400)))
     load_folder(image_size=64)
-    assert (
-        "3 images are cropped to the proportions of 64x64, which cuts off 80% of each" in capsys.readouterr().err
-    )
+    assert "3 images are cropped to the proportions of 64x64, which cuts off 80% of each" in capsys.readouterr().err
     load_folder(image_size=[16, 80])
     assert capsys.readouterr().err == ""
 

@@ -40,6 +40,10 @@ def ensure_streams() -> None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
 
+def is_quiet() -> bool:
+    return _quiet
+
+
 def configure(quiet: bool) -> None:
     """Set once per command: with `quiet`, no notices and no progress; warnings and errors stay."""
     global _quiet

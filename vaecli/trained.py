@@ -94,7 +94,10 @@ class Trained:
 
     def decode(self, codes: Numbers) -> Numbers:
         """Codes (N, D) to the expected images E[x|z], float32 (N, C, H, W), as `vae decode` draws them."""
-        z_ND = torch.as_tensor(codes).detach().cpu().float()
+        try:
+            z_ND = torch.as_tensor(codes).detach().cpu().float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"codes must be an array or a tensor of numbers, not {type(codes).__name__}") from error
         names, whole = self.latent_names, self._loaded.model.latent_names(self._loaded.model.levels)
         if z_ND.dim() != 2 or z_ND.shape[1] not in (len(names), len(whole)):
             raise InputError(f"codes must be numbers of shape (N, {len(names)}), not {tuple(z_ND.shape)}")
@@ -118,6 +121,8 @@ class Trained:
         """As `sample`, with the latents of all levels that the images are of, float32 (n, D)."""
         if n < 1 or not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"n is {n} and temperature {temperature}: at least 1 and at least 0 are needed")
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it must never be negative")
         with torch.inference_mode(), devices.aside():
             devices.seed(seed, "sample")
             images, codes = zip(*sample_command.draw(self._source, n, temperature), strict=True)
@@ -163,12 +168,16 @@ class Trained:
 
     def _images(self, images: Array | Tensor) -> Tensor:
         """float32 (N, C, H, W) in [0, 1] on the CPU; InputError where they are none."""
-        shape, x = self.info.shape, torch.as_tensor(images).detach().cpu()
+        shape = self.info.shape
+        try:
+            x = torch.as_tensor(images).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"images must be an array or a tensor of numbers, not {type(images).__name__}") from error
         if x.dim() == 3 and shape[0] == 1:
             x = x.unsqueeze(1)
         if x.dim() != 4 or tuple(x.shape[1:]) != shape or not len(x):
             wanted = ", ".join(map(str, shape))
-            raise InputError(f"images must be numbers of shape (N, {wanted}), not {tuple(images.shape)}")
+            raise InputError(f"images must be numbers of shape (N, {wanted}), not {tuple(x.shape)}")
         if x.dtype == torch.uint8:
             return x.float() / 255.0
         if not x.is_floating_point() and x.dtype != torch.bool:

@@ -186,6 +186,9 @@ def test_what_is_exact_for_gaussians_is_said_of_them_alone() -> None:
     narrow = coding.make(mean_N2, np.log(np.broadcast_to([0.1, 0.1], (50, 2))))
     assert not narrow.active_D.any()  # 0.0078 against 0.01
     assert replace(narrow, standard_D=np.array([True, False])).active_D.tolist() == [False, True]
+    told = replace(codes, known_active_D=np.array([False, False]))
+    none = one("mig", told)
+    assert none.active is None and none.score is not None and "No latent is active." in none.score.notes
 
 
 @pytest.mark.parametrize("name", ["infomec", "edi"])

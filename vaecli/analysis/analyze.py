@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -249,8 +249,9 @@ def are_numbers(stats: Statistics) -> Array:
 
 
 def _numbers(codes: Codes, stats: Statistics) -> Codes | None:
-    """The latents that are numbers; None where none is."""
+    """The latents that are numbers, active as the statistics have it; None where none is."""
     keep_D = are_numbers(stats)
+    codes = replace(codes, known_active_D=stats.active_D.numpy())
     return codes.latents_only(keep_D) if keep_D.any() else None
 
 

@@ -53,7 +53,8 @@ class Codes:
     no variance of their own, as the probabilities of labels, which are NaN; `factors_NK` counts from 0 per factor.
 
     Of a model `standard_D` says which latents have the prior N(0, 1), `exact_D` of which q(z_j|x) is a Gaussian of the
-    image alone, bool (D,) each; None, of codes from elsewhere, is all of them.
+    image alone, bool (D,) each; None, of codes from elsewhere, is all of them. `known_active_D`: what the statistics of
+    its levels say is active.
     """
 
     mean_ND: Array  # float64
@@ -64,6 +65,7 @@ class Codes:
     source: str = ""  # for messages and records
     standard_D: Array | None = None
     exact_D: Array | None = None
+    known_active_D: Array | None = None
 
     def __len__(self) -> int:
         return len(self.mean_ND)
@@ -83,6 +85,8 @@ class Codes:
     def active_D(self) -> Array:
         """Which latents vary with the image: Var_x[mu] > 0.01 (Burda et al. 2016) where there are log-variances, which
         give a scale, of the whole variance where the prior is not N(0, 1); else more than 1e-4 of the largest."""
+        if self.known_active_D is not None:
+            return self.known_active_D
         variance_D = self.mean_ND.var(axis=0)
         if self.logvar_ND is not None:
             scale_D = np.ones(self.latents)
@@ -124,11 +128,9 @@ class Codes:
         keep = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=int)
         logvar_ND = None if self.logvar_ND is None else self.logvar_ND[:, keep]
         names = tuple(self.latent_names[int(d)] for d in keep)
-        standard_D, exact_D = (None if a is None else a[keep] for a in (self.standard_D, self.exact_D))
-        return replace(
-            self, mean_ND=self.mean_ND[:, keep], logvar_ND=logvar_ND, latent_names=names, standard_D=standard_D,
-            exact_D=exact_D,
-        )  # fmt: skip
+        masks = {key: getattr(self, key) for key in ("standard_D", "exact_D", "known_active_D")}
+        kept: dict[str, Any] = {key: None if mask is None else mask[keep] for key, mask in masks.items()}
+        return replace(self, mean_ND=self.mean_ND[:, keep], logvar_ND=logvar_ND, latent_names=names, **kept)
 
     def factors_only(self, keep: Sequence[int]) -> "Codes":
         """These factors only."""
@@ -234,15 +236,16 @@ def encode(
         loaded.model.latent_names(),
         f"{loaded.path} over {count:,} images ({view.name})",
     )
-    standard_D, exact_D = kinds(loaded.model)
+    standard_D, exact_D = kinds(loaded.model, view.dataset.images.gather(view.indices[:1]))
     return replace(found, standard_D=standard_D, exact_D=exact_D)
 
 
-def kinds(model: Model) -> tuple[Array, Array]:
-    """`Codes.standard_D` and `exact_D` of a model: Gaussians, and of a level that is inferred before all others."""
+def kinds(model: Model, x_1CHW: torch.Tensor) -> tuple[Array, Array]:
+    """`Codes.standard_D` and `exact_D` of a model, as seen on an image of its data: Gaussians, and of a level that is
+    inferred before all others."""
     with torch.inference_mode(), devices.aside():
-        one_1CHW = torch.zeros(1, *model.info.shape, device=model.device)
-        posteriors, first = model.infer(one_1CHW).posteriors, next(iter(model.inference_order()), None)
+        posteriors = model.infer(x_1CHW.to(model.device)).posteriors
+    first = next(iter(model.inference_order()), None)
     exact = {name: name == first and distributions.independent_normal(q) for name, q in posteriors.items()}
     levels = [(level, level.size) for level in model.inferred]
     return (

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import io
 import json as json_format
+import logging
 import os
 import shutil
 import tempfile
@@ -20,6 +22,7 @@ from torch.distributions import Distribution
 from vaecli import __version__, extras, hub, safe_files
 from vaecli import device as devices
 from vaecli import output as streams
+from vaecli.analysis import codes
 from vaecli.commands import _artifact
 from vaecli.errors import ConfigError, MachineError
 from vaecli.models.base import Model
@@ -180,11 +183,15 @@ def _plain() -> Iterator[None]:
     checked = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), devices.aside():
+        with (
+            warnings.catch_warnings(), torch.no_grad(), devices.aside(), contextlib.redirect_stderr(io.StringIO()),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)  # torch logs whole graphs where it cannot trace one
             devices.seed(0, "export")
             yield
     finally:
+        logging.disable(logging.NOTSET)
         Distribution.set_default_validate_args(checked)
 
 
@@ -266,8 +273,17 @@ def _readme(loaded: Loaded, kind: str, parts: list[Part]) -> str:
         "```",
         "",
     ]
+    others: list[str] = []
     if variances:
+        exact_D = codes.kinds(loaded.model, parts[0].example[:1])[1]
+        others = [name for name, exact in zip(names, exact_D, strict=True) if not exact]
+    if variances and not others:
         lines += ["A draw of q(z|x) is `mean + exp(logvar / 2) * noise` with standard normal noise.", ""]
+    elif variances:
+        lines += [
+            f"No draws of q(z|x) can be made of these for {_columns(others)}: given the image alone they are no "
+            "Gaussians with independent latents, and of labels `mean` is a probability.", "",
+        ]  # fmt: skip
     return "\n".join(lines)
 
 

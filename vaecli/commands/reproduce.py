@@ -68,7 +68,9 @@ def run(names: Sequence[str], seeds: str | None, budget: str | None, directory: 
         if json and records:
             output.result_json({"schema": 1, "rows": records})
         elif records:
-            output.table(HEADERS, [line for record in records for line in table_rows(record)], left=2)
+            printed = all(record["kind"] == "published" for record in records)
+            headers = ["published" if printed and name == "expected" else name for name in HEADERS]
+            output.table(headers, [line for record in records for line in table_rows(record)], left=2)
     short = [record["row"] for record in records if record["verdict"] == SHORT]
     for row in chosen:
         if row.name in short and row.found:
@@ -200,7 +202,10 @@ def _versions() -> dict[str, str]:
 
 def _vae(arguments: Sequence[str]) -> dict[str, Any]:
     """The JSON of a command in a process of its own, whose messages come through. VaeError with its exit code."""
-    done = subprocess.run([sys.executable, "-P", "-m", "vaecli", *arguments], stdout=subprocess.PIPE, check=False)
+    quiet = ["-q"] if output.is_quiet() else []
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "vaecli", *arguments, *quiet], stdout=subprocess.PIPE, check=False
+    )
     if done.returncode != 0:
         error = VaeError(f"vae {shlex.join(arguments)} ended with exit code {done.returncode}")
         error.exit_code = done.returncode if done.returncode > 0 else 128 - done.returncode

@@ -394,7 +394,9 @@ def _read(
         listed = ", ".join(bad[:_SHOWN]) + (", ..." if len(bad) > _SHOWN else "")
         if config.on_bad_image == "error" or len(bad) == len(paths):
             hint = (
-                "repair or remove them, or train with --set data.on_bad_image=skip" if len(bad) < len(paths) else None
+                "repair or remove them; vae train and vae suggest go without them by --set data.on_bad_image=skip"
+                if len(bad) < len(paths)
+                else None
             )
             raise InputError(f"images that cannot be read: {listed}", hint)
         output.warning(f"{len(bad):,} images that cannot be read are left out: {listed}")

@@ -51,7 +51,7 @@ class Model(_perceptual.Model):
             raise ConfigError(
                 f"a window of {config.window} pixels fits into {fit} scales of {height}x{width} images, "
                 f"not {self.scales or 1}",
-                hint="set model.window to 3, 5 or 7, or model.scales to fewer",
+                hint="set model.window to 3, 5 or 7" + (", or model.scales to fewer" if fit else ""),
             )
 
     def similarity(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:

@@ -248,11 +248,26 @@ def _plain_sample(q: Any) -> Tensor:
     return drawn
 
 
+def spanning(shape: torch.Size, least: int) -> Tensor:
+    """At least `least` points (N, *shape), the same at every call, of which and of whose negatives together the first
+    three moments are those of N(0, I): the rows of random rotations, each rotation at a distance drawn as N(0, I)'s,
+    so that the more there are the nearer all else is to N(0, I), too. Of more than 128 numbers only `least` rows of
+    one, for which the second moments hold on average.
+    """
+    d, generator = shape.numel(), torch.Generator().manual_seed(20_160_615)
+    draws_BDD = torch.randn(math.ceil(least / d), d, d, generator=generator, dtype=torch.float64)
+    distance_B = torch.randn(len(draws_BDD), d, generator=generator, dtype=torch.float64).norm(dim=1)
+    distance_B = distance_B * (d / distance_B.square().mean()).sqrt()
+    points_ND = (torch.linalg.qr(draws_BDD)[0].mT * distance_B[:, None, None]).reshape(-1, d)
+    found: Tensor = (points_ND if d <= 128 else points_ND[:least]).reshape(-1, *shape)
+    return found
+
+
 def moments(q: td.Distribution, draws: int = MOMENT_DRAWS) -> tuple[Tensor, Tensor | None]:
     """(mean, variance) of every latent, the variance None for a point.
 
-    Without a closed form, over `draws` whose base noise is the same for every image and every call: the result is a
-    function of the image alone. Their error is a standard deviation / sqrt(draws).
+    Without a closed form, over `draws` or more whose base noise is the same for every image and every call: the result
+    is a function of the image alone. The noise is `spanning`, so that both are exact where the value is affine in it.
     """
     if isinstance(q, Point):
         return q.value, None
@@ -265,9 +280,7 @@ def moments(q: td.Distribution, draws: int = MOMENT_DRAWS) -> tuple[Tensor, Tens
     if not isinstance(q, td.TransformedDistribution):
         return q.mean, q.variance
     base: Any = q.base_dist.base_dist if isinstance(q.base_dist, td.Independent) else q.base_dist
-    generator = torch.Generator().manual_seed(20_160_615)
-    shape = base.loc.shape[1:]
-    half = torch.randn(draws // 2, *shape, generator=generator).to(base.loc)
+    half = spanning(base.loc.shape[1:], draws // 2).to(base.loc)
     total, squares = torch.zeros_like(base.loc, dtype=torch.float64), torch.zeros_like(base.loc, dtype=torch.float64)
     for eps in torch.cat([half, -half]):  # antithetic: exact for whatever is linear in the noise
         value = base.loc + base.scale * eps

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vaecli.objectives import terms
-from vaecli.objectives.distributions import Curved, Drawn, Space
+from vaecli.objectives.distributions import Curved, Drawn, Space, spanning
 
 RIM = 1e-5  # points are kept this share of the radius off the rim: at a distance of at most 12.2 / sqrt(c) from 0
-DRAWS = 64  # for the moments of a point's coordinates
+DRAWS = 256  # for the moments of a point's coordinates, which are far from affine in the noise
 
 
 def _exact(t: Tensor) -> Tensor:
@@ -145,15 +145,14 @@ class WrappedNormal(Curved, Drawn):
 
     def drawn_moments(self) -> tuple[Tensor, Tensor]:
         """Of the coordinates, which have no meaning of their own on a curved space."""
-        generator = torch.Generator().manual_seed(20_190_117)
-        half = torch.randn(DRAWS // 2, self.d, generator=generator, dtype=torch.float64).to(_exact(self.mu_ND))
+        half = spanning(torch.Size([self.d]), DRAWS // 2).to(_exact(self.mu_ND))
         sd_ND = torch.exp(0.5 * _exact(self.logvar_ND))
         total, squares = (torch.zeros_like(sd_ND) for _ in range(2))
         for noise_D in torch.cat([half, -half]):
             value_ND = _exact(self._sent(sd_ND * noise_D))
             total, squares = total + value_ND, squares + value_ND.square()
-        mean_ND = total / DRAWS
-        variance_ND = (squares / DRAWS - mean_ND.square()).clamp(min=1e-12)
+        mean_ND = total / (2 * len(half))
+        variance_ND = (squares / (2 * len(half)) - mean_ND.square()).clamp(min=1e-12)
         return mean_ND.to(self.mu_ND.dtype), variance_ND.to(self.mu_ND.dtype)
 
 

@@ -79,7 +79,7 @@ def to_uint8(images_NCHW: Images) -> NDArray[np.uint8]:
     images = np.asarray(images_NCHW)
     if (found := _channels(images.shape[1])) != list(range(images.shape[1])):
         images = images[:, found]
-    levels = np.clip(np.rint(np.nan_to_num(images, nan=0.0) * 255.0), 0, 255).astype(np.uint8)
+    levels = np.rint(np.clip(np.nan_to_num(images, nan=0.0), 0, 1) * 255.0).astype(np.uint8)
     return np.broadcast_to(levels.transpose(0, 2, 3, 1), (len(levels), *levels.shape[2:], 3))
 
 

@@ -79,7 +79,8 @@ def fit(config: DensityConfig, model: Model, view: SplitView, seed: int, stop: S
     if stop.signal is None:
         with output.progress("fitting", len(codes_ND)) as advance:
             density.fit(codes_ND, stopped, advance)
-    fitted_on = f"{len(codes_ND):,} codes ({model.info.name} {view.name})"
+    of = f" of {' and '.join(level.name for level in model.levels)}" if len(model.levels) > 1 else ""
+    fitted_on = f"{len(codes_ND):,} codes{of} ({model.info.name} {view.name})"
     return Fitted(density, codes_ND, fitted_on, ended or stop.signal is not None)
 
 
