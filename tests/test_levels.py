@@ -518,8 +518,8 @@ def test_whose_codes_are_gaussians(name: str, standard: list[bool], exact: list[
     module = registry.load("model", name)
     info = DataInfo("toy", (1, 8, 8), 50, binary=True)
     model = models.build(module.Config.model_validate(module.Config.tiny), info).eval()
-    before = torch.random.get_rng_state()
-    kinds = codes.kinds(model, torch.rand(1, 1, 8, 8))
+    x_1CHW, before = torch.rand(1, 1, 8, 8), torch.random.get_rng_state()
+    kinds = codes.kinds(model, x_1CHW)
     found = [sorted(set(kind.tolist()), reverse=True) for kind in kinds]
     assert found == [standard, exact] and torch.equal(torch.random.get_rng_state(), before)
     unit = model.posterior(torch.rand(3, 1, 8, 8)).logvar_BD
