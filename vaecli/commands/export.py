@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaecli import __version__, extras, hub, safe_files
+from vaecli import __version__, extras, hub, registry, safe_files
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import codes
@@ -338,8 +338,9 @@ def _card(loaded: Loaded) -> str:
     lines = [
         "---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "",
         f"# {name} of {data}", "",
-        f"A variational autoencoder ({name}) with {len(loaded.model.latent_names())} latents of images "
-        f"{'x'.join(map(str, info.shape))}, trained for {loaded.step:,} steps by vae {__version__}.", "",
+        registry.summary("model", name), "",
+        f"{len(loaded.model.latent_names())} latents of images {'x'.join(map(str, info.shape))}, trained for "
+        f"{loaded.step:,} steps by vae {__version__}.", "",
         *numbers, *([""] if numbers else []),
         "```sh", "vae sample hf://OWNER/NAME -o samples.png", "```", "",
         "```python", 'import vaecli', '', 'm = vaecli.load("hf://OWNER/NAME")', "images = m.sample(16)", "```", "",
