@@ -174,3 +174,11 @@ def test_a_model_in_closed_form_gets_one_too(vae: Callable[..., Result]) -> None
     done = vae(*line, "-S", "density=normal")
     assert done.code == 0, done.err
     assert vae("density", "runs/p").out == "a Gaussian with full covariance, fitted to 456 codes (squares train)\n"
+
+
+def test_of_several_levels_it_says_which(vae: Callable[..., Result]) -> None:
+    small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--batch-size", 8, "-q"]
+    line = ("train", "--data", "squares", "--model", "two-stage-vae", *small, "--steps", 2, "--runs-dir", "runs")
+    assert vae(*line, "--name", "t").code == 0
+    assert vae("density", "runs/t", "--fit", "normal", "-q").code == 0
+    assert "fitted to 456 codes of u and z (squares train)" in vae("density", "runs/t").out

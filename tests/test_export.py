@@ -76,6 +76,27 @@ def test_torch_programs_need_no_vae(tiny_run: Path, vae: Callable[..., Result]) 
         np.testing.assert_allclose(found[f"decoded{n}"], model.decode(expected.mean), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("model", "says"), [("vae", None), ("iaf-vae", "z0, z1"), ("m2", "y.0, y.1")])
+def test_draws_are_told_of_where_they_are_right(model: str, says: str | None, vae: Callable[..., Result]) -> None:
+    """Of Gaussians with independent latents alone; and torch is quiet about what it records."""
+    small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--steps", 2, "--batch-size", 8, "-q"]
+    data = ("--data", "digits", *(("-S", "data.labelled=50") if model == "m2" else ()))
+    assert vae("train", *data, "--model", model, *small, "--runs-dir", "runs", "--name", "r").code == 0
+    done = vae("export", "runs/r", "--format", "torch", "-o", "out", "-q")
+    assert done.code == 0 and done.err == "", done.err
+    text = Path("out/README.md").read_text()
+    assert ("A draw of q(z|x) is" in text) == (says is None)
+    assert says is None or f"No draws of q(z|x) can be made of these for {says}" in text
+
+
+def test_what_torch_cannot_trace_is_told_in_a_line(vae: Callable[..., Result]) -> None:
+    small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--batch-size", 8, "-q"]
+    line = ("train", "--data", "digits", "--model", "two-stage-vae", *small, "--steps", 2, "--runs-dir", "runs")
+    assert vae(*line, "--name", "t").code == 0
+    done = vae("export", "runs/t", "--format", "torch", "-o", "out", "-q")
+    assert done.code == 2 and done.err.count("\n") <= 2 and "cannot be exported" in done.err, done.err
+
+
 def test_what_the_hub_reads(tiny_run: Path, vae: Callable[..., Result]) -> None:
     assert vae("export", tiny_run, "--format", "hub", "-o", "out", "-q").code == 0
     names = {path.name for path in Path("out").iterdir()}

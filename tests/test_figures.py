@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import warnings
 import zlib
 from dataclasses import replace
 
@@ -30,6 +31,10 @@ def flat(values: list[float], channels: int = 1, size: tuple[int, int] = (64, 64
 def test_to_uint8_rounds_clips_and_survives_nan() -> None:
     values = np.array([0.0, 0.5, 1.0, -3.0, 9.0, np.nan, 100.4 / 255, 100.6 / 255])
     assert figures.to_uint8(values.reshape(1, 1, 1, 8))[0, 0, :, 1].tolist() == [0, 128, 255, 0, 255, 0, 100, 101]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        huge = np.array([3e38, -3e38, np.inf, -np.inf], dtype=np.float32)
+        assert figures.to_uint8(huge.reshape(1, 1, 2, 2))[0, :, :, 0].tolist() == [[255, 0], [255, 0]]
 
 
 @pytest.mark.parametrize(

@@ -526,6 +526,17 @@ def test_whose_codes_are_gaussians(name: str, standard: list[bool], exact: list[
     assert (unit is None) == (name in ("infogan", "svae"))  # of Q it is 1 by convention
 
 
+def test_metrics_take_the_table_s_word_for_what_is_active() -> None:
+    """The codes of a sphere have no log-variances; its level has variances."""
+    level = part("z", [5e-3, 0.2], sigma2_D=torch.tensor([0.9, 0.1]).double())
+    stats = Statistics(40, level.mean_D, level.var_D, None, None, None, None, None, (level,))
+    mean_ND = np.random.default_rng(0).standard_normal((40, 2)) * [0.07, 0.45]
+    found = codes.make(mean_ND)
+    assert found.active_D.tolist() == [True, True]
+    numbers = analysis._numbers(found, stats)
+    assert numbers is not None and numbers.active_D.tolist() == [False, True]
+
+
 def test_the_rule_of_activity_is_told_as_it_is() -> None:
     sigma2 = torch.tensor([0.9, 1e-3]).double()
     standard, other = (part(name, [5e-3, 5e-3], sigma2_D=sigma2, standard=name == "a") for name in "ab")
@@ -538,7 +549,7 @@ def test_the_rule_of_activity_is_told_as_it_is() -> None:
     for rule, parts in rules.items():
         mean_D, var_D = (torch.cat([getattr(p, key) for p in parts]) for key in ("mean_D", "var_D"))
         stats = Statistics(9, mean_D, var_D, None, None, None, None, None, tuple(parts))
-        assert stats.rule == rule and f" active by {rule}; 9 images" in tables.totals_text(stats)
+        assert stats.active_rule == rule and f" active by {rule}; 9 images" in tables.totals_text(stats)
         assert tables.totals(stats)["active_rule"] == rule
 
 

@@ -146,9 +146,21 @@ def test_other_bad_input(model: Trained, images: np.ndarray) -> None:
         model.decode(np.zeros((2, 4)))
     with pytest.raises(InputError, match="not finite"):
         model.decode(np.full((2, 3), np.inf))
-    for call in (lambda: model.sample(0), lambda: model.sample(1, temperature=-1), lambda: model.nll(images, k=0)):
+    wrong: list[Callable[[], object]] = [
+        lambda: model.sample(0), lambda: model.sample(1, temperature=-1), lambda: model.sample(1, seed=-1),
+        lambda: model.nll(images, k=0),
+    ]  # fmt: skip
+    for call in wrong:
         with pytest.raises(ConfigError):
             call()
+    for none in ("x", [[1, 2], [3]], None):
+        for name in ("encode", "reconstruct", "nll"):
+            with pytest.raises(InputError, match="images must be an array or a tensor of numbers"):
+                getattr(model, name)(none)
+        with pytest.raises(InputError, match="codes must be an array or a tensor of numbers"):
+            model.decode(none)  # type: ignore[type-var]
+    with pytest.raises(InputError, match=r"\(N, 1, 16, 16\), not \(1, 2\)"):
+        model.encode([[1, 2]])  # type: ignore[type-var]
     with pytest.raises(InputError, match="no such checkpoint"):
         vaecli.load("nowhere")
     with pytest.raises(MachineError):

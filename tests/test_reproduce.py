@@ -69,6 +69,8 @@ def test_a_row_is_trained_measured_and_judged(row: Callable[..., None], vae: Cal
     assert again.code == 0 and "nothing to do" in again.err
     assert (first / "metrics.jsonl").read_text() == before
     assert "squares\tlatents\t3\t0\t3\tholds" in again.out
+    quiet = vae("reproduce", "squares", "-o", "runs", "-q")
+    assert quiet.code == 0 and quiet.err == "" and quiet.out == again.out
 
 
 def test_a_run_is_named_by_what_its_preset_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +214,7 @@ def test_a_published_row_is_measured_and_not_judged(row: Callable[..., None], va
     row(kind="published", judge="  []", text=ROW + "print: {{latents: 7}}\n")
     done = vae("reproduce", "squares", "-o", "runs", "-q")
     assert done.code == 0 and "squares\tlatents\t7\t\t3\t" in done.out
+    assert done.out.startswith("row\tvalue\tpublished\t")  # nobody expects it to come out
     assert vae("reproduce", "--list", "--published").out.splitlines()[1].split("\t") == [
         "squares",
         "latents",

@@ -94,10 +94,7 @@ class Trained:
 
     def decode(self, codes: Numbers) -> Numbers:
         """Codes (N, D) to the expected images E[x|z], float32 (N, C, H, W), as `vae decode` draws them."""
-        try:
-            z_ND = torch.as_tensor(codes).detach().cpu().float()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"codes must be an array or a tensor of numbers, not {type(codes).__name__}") from error
+        z_ND = _tensor(codes, "codes").float()
         names, whole = self.latent_names, self._loaded.model.latent_names(self._loaded.model.levels)
         if z_ND.dim() != 2 or z_ND.shape[1] not in (len(names), len(whole)):
             raise InputError(f"codes must be numbers of shape (N, {len(names)}), not {tuple(z_ND.shape)}")
@@ -168,11 +165,7 @@ class Trained:
 
     def _images(self, images: Array | Tensor) -> Tensor:
         """float32 (N, C, H, W) in [0, 1] on the CPU; InputError where they are none."""
-        shape = self.info.shape
-        try:
-            x = torch.as_tensor(images).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"images must be an array or a tensor of numbers, not {type(images).__name__}") from error
+        shape, x = self.info.shape, _tensor(images, "images")
         if x.dim() == 3 and shape[0] == 1:
             x = x.unsqueeze(1)
         if x.dim() != 4 or tuple(x.shape[1:]) != shape or not len(x):
@@ -187,6 +180,14 @@ class Trained:
             low, high = float(x.min()), float(x.max())
             raise InputError(f"images must lie in [0, 1]; these go from {low:g} to {high:g}", "uint8 is divided by 255")
         return x
+
+
+def _tensor(given: Any, what: str) -> Tensor:
+    """On the CPU; InputError where it is none and no array."""
+    try:
+        return torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} must be an array or a tensor of numbers, not {type(given).__name__}") from error
 
 
 def _as(given: Numbers, found: Tensor) -> Numbers:

@@ -28,6 +28,7 @@ from safetensors.torch import save as save_safetensors
 
 from vaecli import __version__, extras, output, paths, safe_files
 from vaecli import device as devices
+from vaecli.analysis.statistics import ACTIVE_SHARE, ACTIVE_VARIANCE
 from vaecli.data.array import is_number
 from vaecli.data.base import SplitView, require_memory
 from vaecli.errors import InputError, VaeError
@@ -38,9 +39,7 @@ from vaecli.training import checkpoint
 
 Array = np.ndarray[Any, Any]
 
-ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5
 LARGEST_LOGVAR = 100.0  # beyond it a float32 variance is 0 or infinite
-ACTIVE_SHARE = 1e-4  # of the largest variance, where codes have no scale of their own
 LATENT_NAME = re.compile(r"(z|[A-Za-z_][\w.-]*\.)\d+")  # as Model.latent_names: z3, top.3
 TEXT_COLUMN = re.compile(r"file|.*_name")  # of names: the file of an image, what a factor's value is called
 FORMAT = 3  # of what the cache keeps: since 2 labels have no log-variances, since 3 codes of unit variance have none

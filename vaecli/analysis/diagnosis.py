@@ -107,7 +107,7 @@ def verdict(
     unused = [name for d, name in enumerate(names) if not stats.active_D[d]]
     recon = "" if stats.recon is None else f", reconstruction {stats.recon:.4g}"
     sentences = [
-        f"{active} of {len(names)} latents are active ({stats.rule}{_worth(stats)}); "
+        f"{active} of {len(names)} latents are active ({stats.active_rule}{_worth(stats)}); "
         f"{'KL' if stats.kl_error is None else 'rate'} {kl:.3g} nats in all{recon}."
     ]
     if (worse := _worse_than_blank(stats, known, step)) is not None:

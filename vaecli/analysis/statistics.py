@@ -142,7 +142,7 @@ class LevelStatistics:
         return self.var_D > ACTIVE_VARIANCE * self.total_D
 
     @property
-    def rule(self) -> str:
+    def active_rule(self) -> str:
         """When a latent that has mean and variance counts as active, in words."""
         if self.total_D is None:
             return f"var mu > {ACTIVE_SHARE:g} of the largest"
@@ -240,12 +240,12 @@ class Statistics:
         return sum(int(part.active_D.sum()) for part in self.parts if part.level.kind in JUDGED)
 
     @property
-    def rule(self) -> str:
+    def active_rule(self) -> str:
         """When they count as active, in words; with the names of the levels where that differs."""
         rules: dict[str, list[str]] = {}
         for part in self.parts:
             if part.level.kind in JUDGED:
-                rules.setdefault(part.rule, []).append(part.level.name)
+                rules.setdefault(part.active_rule, []).append(part.level.name)
         if len(rules) < 2:
             return "".join(rules)
         return ", ".join(f"{rule} ({', '.join(names)})" for rule, names in rules.items())

@@ -133,7 +133,7 @@ def totals(stats: Statistics) -> Record:
         "kl": stats.kl,
         "latents": stats.judged or len(stats.mean_D),  # those that active_units are of
         "active_units": stats.active,
-        "active_rule": stats.rule or None,
+        "active_rule": stats.active_rule or None,
         "latents_with_kl": stats.worth,
     }
     if stats.kl_error is not None:
@@ -184,7 +184,7 @@ def totals_text(stats: Statistics) -> str:
         else:
             parts.append(f"rate {number_text(stats.kl, 3)} +- {number_text(stats.kl_error, 3)} nats (sampled)")
     if stats.judged:
-        parts.append(f"{stats.active} of {stats.judged} latents active by {stats.rule}")
+        parts.append(f"{stats.active} of {stats.judged} latents active by {stats.active_rule}")
         if stats.worth is not None:
             parts.append(f"{stats.worth} with KL > {WORTH:g} nats")
     return "; ".join([*parts, f"{stats.n:,} images"])

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from vaecli import __version__, extras, hub, registry, safe_files
 from vaecli import device as devices
 from vaecli import output as streams
-from vaecli.analysis import codes
+from vaecli.analysis import codes as code_files
 from vaecli.commands import _artifact
 from vaecli.errors import ConfigError, MachineError
 from vaecli.models.base import Model
@@ -275,7 +275,7 @@ def _readme(loaded: Loaded, kind: str, parts: list[Part]) -> str:
     ]
     others: list[str] = []
     if variances:
-        exact_D = codes.kinds(loaded.model, parts[0].example[:1])[1]
+        exact_D = code_files.kinds(loaded.model, parts[0].example[:1])[1]
         others = [name for name, exact in zip(names, exact_D, strict=True) if not exact]
     if variances and not others:
         lines += ["A draw of q(z|x) is `mean + exp(logvar / 2) * noise` with standard normal noise.", ""]

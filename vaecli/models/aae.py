@@ -52,9 +52,8 @@ class Model(NetModel):
 
     def players(self, optim: OptimConfig) -> list[Player]:
         judges = list(self.critic.parameters())
-        mine = {id(p) for p in judges}
         return [
-            Player("main", [p for p in self.parameters() if id(p) not in mine], optim),
+            Player("main", self.parameters_but(judges), optim),
             Player("critic", judges, self.config.critic_optim, updates=self.config.critic_updates),
         ]
 

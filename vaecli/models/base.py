@@ -184,6 +184,11 @@ class Model(nn.Module):
         """In the order in which a step updates them, `optim` being the section of that name; none in closed form."""
         return [] if self.closed_form else [Player("main", list(self.parameters()), optim)]
 
+    def parameters_but(self, others: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """All but these, those of a likelihood among them."""
+        left_out = {id(p) for p in others}
+        return [p for p in self.parameters() if id(p) not in left_out]
+
     def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         """The terms of a player's objective, and whatever else is to be logged."""
         raise NotImplementedError

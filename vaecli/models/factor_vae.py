@@ -60,10 +60,8 @@ class Model(GaussianVAE):
 
     def players(self, optim: OptimConfig) -> list[Player]:
         judges = list(self.critic.parameters())
-        mine = {id(p) for p in judges}
-        own = [p for p in self.parameters() if id(p) not in mine]  # of the likelihood, too
         return [
-            Player("main", own, optim),
+            Player("main", self.parameters_but(judges), optim),
             Player("critic", judges, self.config.critic_optim, batches=2),
         ]
 

@@ -37,9 +37,7 @@ class Model(_importance.Model):
 
     def players(self, optim: OptimConfig) -> list[Player]:
         infers = [*self.encoder.parameters(), *(self.above.parameters() if self.config.upper is not None else ())]
-        mine = {id(p) for p in infers}
-        generates = [p for p in self.parameters() if id(p) not in mine]
-        return [Player("main", generates, optim), Player("encoder", infers, optim)]
+        return [Player("main", self.parameters_but(infers), optim), Player("encoder", infers, optim)]
 
     def loss(self, batch: Batch, hyper: Hyper, player: str = "main") -> dict[str, Term]:
         m, k = self.config.groups, self.config.samples
