@@ -178,8 +178,18 @@ def test_qlae_decays_weights_alone() -> None:
 
 
 def test_what_is_spared_from_decay_stays_so(vae: Callable[..., Result]) -> None:
-    """While the trainer moves a scheduled decay, and after it goes on from a checkpoint."""
-    few = ("--model", "qlae", "-S", "model.net={name: mlp, hidden: [4]}", "--latent-dim", 2)
+    """While the trainer moves a scheduled decay, and after it goes on from a checkpoint. Without its term the codebook
+    has no gradient, so that decay alone would move it."""
+    few = (
+        "--model",
+        "qlae",
+        "-S",
+        "model.quantisation=0",
+        "-S",
+        "model.net={name: mlp, hidden: [4]}",
+        "--latent-dim",
+        2,
+    )
     decay = ("-S", "optim={name: adamw, lr: 1e-3, weight_decay: {schedule: linear, start: 0.5, end: 1.0, steps: 4}}")
     args = ("train", "--data", "squares", *few, *decay, "--batch-size", 8, "--runs-dir", "runs", "--name", "r")
     assert vae(*args, "--steps", 2, "-q").code == 0
@@ -188,6 +198,7 @@ def test_what_is_spared_from_decay_stays_so(vae: Callable[..., Result]) -> None:
     assert whole.code == 0, whole.err
     one, other = (load_file(f"runs/{name}/checkpoints/step-00000004/model.safetensors") for name in ("r", "w"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(one["codebook_DV"], torch.linspace(-0.5, 0.5, 10).expand(2, -1))
 
 
 def test_qlae_rate_is_that_of_the_uniform_prior() -> None:

@@ -87,6 +87,7 @@ def test_draws_are_told_of_where_they_are_right(model: str, says: str | None, va
     text = Path("out/README.md").read_text()
     assert ("A draw of q(z|x) is" in text) == (says is None)
     assert says is None or f"No draws of q(z|x) can be made of these for {says}" in text
+    assert ("is a probability" in text) == (model == "m2")
 
 
 def test_what_torch_cannot_trace_is_told_in_a_line(vae: Callable[..., Result]) -> None:

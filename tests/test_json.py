@@ -160,3 +160,12 @@ def test_what_is_not_on_the_page_or_of_another_type_fails() -> None:
     for bad in ({"a": 1.5, "d": []}, {"d": []}, {"a": 1, "d": [{}]}, {"a": 1, "d": [], "z": 0}, {"a": True, "d": []}):
         with pytest.raises(AssertionError):
             check(bad, wanted, "")
+
+
+def test_defaults_are_values(vae: Callable[..., Result]) -> None:
+    """What `--set` would take, and not their words in a table."""
+    of_model = {o["key"]: o for o in json.loads(vae("models", "beta-vae", "--json").out)["options"]}
+    assert of_model["model.latent_dim"]["default"] == 10 and of_model["model.latent_dim"]["required"] is False
+    assert of_model["model.likelihood"]["default"] == {"name": "auto"}
+    of_data = {o["key"]: o for o in json.loads(vae("datasets", "folder", "--options", "--json").out)["options"]}
+    assert of_data["data.path"]["required"] is True and of_data["data.path"]["default"] is None

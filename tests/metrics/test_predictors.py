@@ -385,6 +385,17 @@ def test_udr_leaves_out_what_is_the_prior() -> None:
         assert score.settings["latents_used"] == FACTORS
 
 
+def test_udr_takes_latents_without_a_kl_for_informative_where_they_vary() -> None:
+    """As those whose prior is not N(0, 1): their distance to it says nothing."""
+    models = [known_codes.perfect(dead=3), known_codes.permuted()]
+    other = np.arange(models[0].latents) > 0
+    strange = replace(models[0], standard_D=~other)
+    assert strange.kl_D is not None and np.isnan(strange.kl_D).tolist() == other.tolist()
+    found, _ = udr.score_models([strange, models[1]], 0)
+    assert found.settings["latents_used"] == FACTORS and "without a KL" in found.notes[0]
+    assert found.values["udr_spearman"] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_udr_of_models_that_disagree() -> None:
     rotated = [known_codes.rotated(seed=seed) for seed in range(3)]
     random = [known_codes.random(seed=seed) for seed in range(3)]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json as json_format
-import logging
 import os
 import shutil
 import tempfile
@@ -179,7 +178,8 @@ def _programs(loaded: Loaded, kind: str, folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _plain() -> Iterator[None]:
-    """Without what only checks, warns or records: it is no part of a program."""
+    """Without what only checks, warns or records: it is no part of a program. torch prints whole graphs where it cannot
+    trace one."""
     checked = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
@@ -187,11 +187,9 @@ def _plain() -> Iterator[None]:
             warnings.catch_warnings(), torch.no_grad(), devices.aside(), contextlib.redirect_stderr(io.StringIO()),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
-            logging.disable(logging.CRITICAL)  # torch logs whole graphs where it cannot trace one
             devices.seed(0, "export")
             yield
     finally:
-        logging.disable(logging.NOTSET)
         Distribution.set_default_validate_args(checked)
 
 
@@ -280,9 +278,11 @@ def _readme(loaded: Loaded, kind: str, parts: list[Part]) -> str:
     if variances and not others:
         lines += ["A draw of q(z|x) is `mean + exp(logvar / 2) * noise` with standard normal noise.", ""]
     elif variances:
+        has_labels = any(level.kind == "labels" for level in loaded.model.inferred)
+        labels = ", and of labels `mean` is a probability" if has_labels else ""
         lines += [
             f"No draws of q(z|x) can be made of these for {_columns(others)}: given the image alone they are no "
-            "Gaussians with independent latents, and of labels `mean` is a probability.", "",
+            f"Gaussians with independent latents{labels}.", "",
         ]  # fmt: skip
     return "\n".join(lines)
 
