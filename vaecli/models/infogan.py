@@ -4,7 +4,8 @@ Chen et al. 2016, "InfoGAN: Interpretable Representation Learning by Information
 Nets", eq. 5 and 6: min over G and Q, max over D of V(D, G) - info_weight * E[log Q(c | G(z, c))], with V of Goodfellow
 et al. 2014, G minimising -log D(G) in place of log(1 - D(G)), as they advise. Q shares D's layers but for a head. As in
 Lin et al. 2020 ("InfoGAN-CR") codes c and noise z are uniform in (-1, 1), the information term is in the objective of
-both players, and each step makes one update of D with Q, then two of G; here every update draws codes and noise anew.
+both players, and each step makes one update of D with Q, then two of G, all three from the same codes, noise and real
+images: the second sees what the first has made of G.
 
 A code in (-1, 1) and Q of unit variance: the information term is 1.0856 nats a code where Q knows nothing, 0.9189 where
 it knows all, so R^2 = 1 - 3 (c - mean of Q)^2 is logged beside it.
@@ -41,6 +42,7 @@ class Config(ModelConfig):
     `pixels`               what the networks see: images in `unit` [0, 1] or `symmetric` [-1, 1] (tanh).
     `instance_noise`       standard deviation of noise on all images that the discriminator sees in training.
     `generator_updates`    of G for one of D; `optim` is G's section, `discriminator_optim` that of D and Q.
+    `redraw`               every update of a step draws codes and noise anew.
     """
 
     tiny: ClassVar[dict[str, Any]] = {"codes": 2, "noise": 2, "net": {"name": "mlp", "hidden": [16]}}
@@ -52,6 +54,7 @@ class Config(ModelConfig):
     pixels: Literal["unit", "symmetric"] = "unit"
     instance_noise: Weight = 0.0
     generator_updates: PositiveInt = 2
+    redraw: bool = False
     discriminator_optim: OptimConfig = Adam(lr=2e-3, betas=(0.5, 0.999))
     net: adversarial.NetConfig = adversarial.MlpConfig()
 
@@ -68,6 +71,7 @@ class Model(Base):
         n_out = config.codes * (2 if config.q_variance == "learned" else 1)
         nets = adversarial.build(config.net, info.shape, config.noise + config.codes, n_out)
         self.generator, self.trunk, self.verdict, self.coder = nets
+        self._drawn: Values | None = None  # by the step's update of D
 
     # ---- the distributions
 
@@ -133,7 +137,10 @@ class Model(Base):
         ]
 
     def loss(self, batch: Batch, hyper: Hyper, player: str = "discriminator") -> dict[str, Term]:
-        drawn = self.draw(len(batch.x_BCHW))
+        if player == "generator" and self._drawn is not None and not self.config.redraw:
+            drawn = self._drawn
+        else:
+            drawn = self.draw(len(batch.x_BCHW))
         sd = hyper["instance_noise"]
         if player == "generator":
             with frozen(self.trunk, self.verdict, self.coder):
@@ -142,6 +149,7 @@ class Model(Base):
                 info_B = -distributions.log_prob(self.q("code", judged, {}), drawn["code"])
             return {"fool": Term(fool_B), "info": Term(info_B, hyper["info_weight"])}
         if self.training:
+            self._drawn = drawn
             spectral.iterate(self.trunk, self.verdict, self.coder)
         with torch.no_grad():
             made_BCHW = self.image(drawn)
