@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TINY, Result
 
@@ -90,9 +91,29 @@ def test_draws_are_told_of_where_they_are_right(model: str, says: str | None, va
     assert ("is a probability" in text) == (model == "m2")
 
 
+@pytest.mark.parametrize(("model", "steps"), [("two-stage-vae", 2), ("two-stage-vae", 0), ("ladder-vae", 2)])
+def test_models_of_several_levels(model: str, steps: int, vae: Callable[..., Result]) -> None:
+    """Programs of any number of images that give what the model gives, a second stage that has begun and one that has
+    not."""
+    small = ["-S", "model.net={name: mlp, hidden: [8]}", "--batch-size", 8, "--runs-dir", "runs", "--name", "t", "-q"]
+    assert vae("train", "--data", "digits", "--model", model, *small, "--steps", steps).code == 0
+    done = vae("export", "runs/t", "--format", "torch", "-o", "out", "-q")
+    assert done.code == 0, done.err
+    of_run = vaecli.load("runs/t")
+    encoder, decoder = (torch.export.load(f"out/{part}.pt2").module() for part in ("encoder", "decoder"))
+    for n in SIZES:
+        x_BCHW = np.random.default_rng(n).random((n, 1, 8, 8), dtype=np.float32)
+        mean_BD, logvar_BD = encoder(torch.from_numpy(x_BCHW))
+        expected = of_run.posterior(x_BCHW)
+        np.testing.assert_allclose(mean_BD.numpy(), expected.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logvar_BD.numpy(), expected.logvar, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(decoder(mean_BD).numpy(), of_run.decode(expected.mean), rtol=1e-4, atol=1e-5)
+
+
 def test_what_torch_cannot_trace_is_told_in_a_line(vae: Callable[..., Result]) -> None:
+    """The Hamiltonian posterior goes along gradients of its own."""
     small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--batch-size", 8, "-q"]
-    line = ("train", "--data", "digits", "--model", "two-stage-vae", *small, "--steps", 2, "--runs-dir", "runs")
+    line = ("train", "--data", "digits", "--model", "hamiltonian-vae", *small, "--steps", 2, "--runs-dir", "runs")
     assert vae(*line, "--name", "t").code == 0
     done = vae("export", "runs/t", "--format", "torch", "-o", "out", "-q")
     assert done.code == 2 and done.err.count("\n") <= 2 and "cannot be exported" in done.err, done.err

@@ -41,7 +41,8 @@ TINY = tuple(word for key, value in SMALL.items() for word in ("-S", f"model.{ke
 def build(begun: bool = True, **options: Any) -> Any:
     torch.manual_seed(0)
     model = models.build(two_stage_vae.Config.model_validate({**SMALL, **options}), INFO).double()
-    model.begun.fill_(begun)
+    if begun:
+        model.prepare(0, "second", None)
     return model
 
 
@@ -128,7 +129,7 @@ def test_until_the_second_stage_begins_it_is_a_vae_under_the_standard_prior() ->
     torch.manual_seed(2)
     drawn = model.draw(4000)["z"]
     assert float(drawn.mean().abs()) < 0.05 and float(drawn.std()) == pytest.approx(1.0, abs=0.03)
-    model.begun.fill_(True)
+    model.prepare(0, "second", None)
     assert bool((model.rates(model.infer(x[:8], sample=True))["u"] != 0).any())
 
 
@@ -293,7 +294,7 @@ def trained_on_two_clusters() -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     config = {"latent_dim": 2, "net": {"name": "mlp", "hidden": []}, "second_hidden": [64, 64, 64]}
     model = models.build(two_stage_vae.Config.model_validate(config), DataInfo("toy", (1, 1, 2), 4000))
-    model.begun.fill_(True)
+    model.prepare(0, "second", None)
     linear = model.encoder[-1]
     with torch.no_grad():
         linear.weight.zero_()

@@ -59,8 +59,8 @@ class Samples:
     """Of `n` samples against `n` held-out images; what is None there are no images for.
 
     `distance`       the Frechet distance, named by the judge.
-    `floor`          between `n` other real images and the same held-out ones: what a perfect model would have.
-    `reconstructed`  of the held-out images' reconstructions.
+    `floor`          between `n` other real images and the same held-out ones: what a perfect model's samples would have.
+    `reconstructed`  of the held-out images' reconstructions, which are not other images and may come below the floor.
     `precision_real`       and `recall_real`: of the other real images, as if they were samples.
     """
 
@@ -266,7 +266,7 @@ def rows(found: Samples) -> list[list[str]]:
             f"{text(found.distance)} ({n}, drawn from {found.drawn_from}, against the split {found.split})",
         ],
         [f"{called} of reconstructions", text(found.reconstructed)],
-        [f"{called} of other real images", f"{text(found.floor)} (the floor)"],
+        [f"{called} of other real images", f"{text(found.floor)} (as samples of a perfect model)"],
         ["precision", f"{text(found.precision)} (of real images {text(found.precision_real)}; k = {found.k})"],
         ["recall", f"{text(found.recall)} (of real images {text(found.recall_real)})"],
         ["judged by", f"{found.judge.text()} ({found.judge.digest})"],

@@ -26,6 +26,7 @@ BLOCK = 2048  # images worked on together; fewer where they are large
 ENTRIES = 2**23  # pixels of a block
 STRIP = 512  # rows of a covariance computed together, from the diagonal on
 EXACT = 1024  # pixels up to which all eigenvectors are computed; above, the leading ones alone
+SLOW = 8192  # pixels above which the eigenvectors take longer than a reader waits without a word
 TOLERANCE = 1e-9  # norm of C v - lambda v of an eigenvector v, in units of the largest eigenvalue
 
 
@@ -151,6 +152,8 @@ class LinearModel(Model):
         """
         moments = self.moments(train, stop, progress)
         d, total = self.config.latent_dim, float(moments.scatter_PP.trace() / moments.count)
+        if self.info.pixels > SLOW:
+            output.notice(f"axes       {d} of a covariance of {self.info.pixels:,} values an image: may take minutes")
         value_D, axes_PD = leading(moments.covariance_PP, d)
         if not float(value_D[-1]) > 1e-10 * total:
             raise InputError(

@@ -89,7 +89,7 @@ class Model(NetModel):
 
     def q(self, level: str, features: dict[str, Gaussian], given: Values) -> Distribution:
         seen = features[level]
-        return self._combined(level, seen, self.p(level, given, len(seen.loc)))
+        return self._combined(level, seen, self.p(level, given, seen.loc.shape[0]))
 
     def _combined(self, level: str, seen: Gaussian, prior: Distribution) -> Gaussian:
         """The posterior from what came up and what comes down; at the top nothing does."""

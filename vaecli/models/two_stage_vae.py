@@ -61,7 +61,9 @@ class Model(GaussianVAE):
         self.levels = (Level("u", (d,), standard=True), Level("z", (d,)))
         self.up, self.down = Shortcut(d, widths, 2 * d), Shortcut(d, widths[::-1], d)
         self.log_gamma_z = nn.Parameter(torch.tensor(config.gamma_z).log())
-        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # whether the second stage has
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # whether the second stage has, as it is kept
+        self.second = False  # the same: what a program is recorded by must not be read from a tensor
+        self.register_load_state_dict_post_hook(_recall)
 
     # ---- training
 
@@ -78,11 +80,12 @@ class Model(GaussianVAE):
 
     def prepare(self, step: int, stage: str, train: Split) -> None:
         self.begun.fill_(True)
+        self.second = True
 
     def train(self, mode: bool = True) -> "Model":
         """What stands still is in evaluation mode: no running statistics of the first stage move in the second."""
         super().train(mode)
-        if mode and not self.begun.is_meta and bool(self.begun):
+        if mode and self.second:
             for part in (self.encoder, self.decoder, self.likelihood):
                 part.eval()
         return self
@@ -96,7 +99,7 @@ class Model(GaussianVAE):
         recon = -self.log_prob(batch.x_BCHW, {"z": z_BD}, hyper).mean()
         kl = terms.kl_normal(mean_BD, logvar_BD).sum(dim=1).mean()
         parts = {"recon": Term(recon), "kl": Term(kl)}
-        if not self.begun:  # then it is no longer the model's
+        if not self.second:  # then it is no longer the model's
             parts["elbo"] = Term(-(recon + kl), None)
         if isinstance(self.likelihood, likelihoods.LearnedGaussian):
             parts["gamma"] = Term(self.likelihood.log_sigma.exp(), None, "grey levels, white being 1")
@@ -117,7 +120,7 @@ class Model(GaussianVAE):
             "kl_u": Term(kl),
             "gamma_z": Term(self.log_gamma_z.exp(), None, "units of z"),
         }
-        if not self.training and bool(self.begun):  # of both stages together
+        if not self.training and self.second:  # of both stages together
             recon = -self.log_prob(x_BCHW, {"z": z_BD}, hyper).mean()
             rate = (distributions.log_prob(q_z, z_BD) - log_p_B).mean() + kl
             parts |= {"recon": Term(recon, None), "elbo": Term(-(recon + rate), None)}
@@ -131,14 +134,14 @@ class Model(GaussianVAE):
     def q(self, level: str, features: tuple[Tensor, Tensor], given: Values) -> Gaussian:
         if level == "z":
             return Gaussian(*features)
-        if not self.begun:
+        if not self.second:
             return Standard(tuple(given["z"].shape), self.device)
         return from_numbers(self.network(self.up, given["z"]))
 
     def p(self, level: str, given: Values, n: int) -> Distribution:
         if level == "u":
             return super().p(level, given, n)
-        return self._p_z(given["u"]) if self.begun else Standard((n, self.config.latent_dim), self.device)
+        return self._p_z(given["u"]) if self.second else Standard((n, self.config.latent_dim), self.device)
 
     def _p_z(self, u_BD: Tensor) -> Gaussian:
         mean_BD = self.network(self.down, u_BD)
@@ -157,7 +160,7 @@ class Model(GaussianVAE):
     # ---- words and numbers
 
     def facts(self) -> dict[str, float]:
-        of_codes = {"code_variance": float((2 * self.log_gamma_z.detach()).exp())} if self.begun else {}
+        of_codes = {"code_variance": float((2 * self.log_gamma_z.detach()).exp())} if self.second else {}
         return {**super().facts(), **of_codes}
 
     def kl_weight(self, hyper: Hyper) -> float:
@@ -168,3 +171,7 @@ class Model(GaussianVAE):
             f"minimise recon + KL(q(z|x) || N(0, I)), then of the codes -log N(z; decoder'(u), gamma_z^2) + "
             f"KL(q(u|z) || N(0, I)), gamma_z learned; {self.likelihood.text(hyper)}; {terms.UNITS}"
         )
+
+
+def _recall(model: Model, *_: Any) -> None:
+    model.second = bool(model.begun)
