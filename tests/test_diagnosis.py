@@ -14,6 +14,8 @@ from torch import Tensor
 from vaecli import data
 from vaecli.analysis import advice, diagnosis, tables
 from vaecli.analysis.advice import Evidence
+from vaecli.analysis.analyze import varying_factors
+from vaecli.analysis.codes import make as make_codes
 from vaecli.analysis.diagnosis import Verdict, verdict, warn_while_training, with_past
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Moments, Statistics
@@ -322,6 +324,47 @@ def test_of_few_images_nothing_is_called_healthy() -> None:
     assert verdict(replace(ALL, n=100), NAMES).name == "healthy"
 
 
+def test_of_a_handful_of_images_no_latents_are_counted() -> None:
+    """Of 2 images one latent in a few is alike by chance."""
+    name, sentences = verdict(replace(TWO, n=19), NAMES, factors=5)
+    assert name == "not judged" and "5 factors" not in " ".join(sentences)
+    assert verdict(replace(TWO, n=20), NAMES, factors=5).name == "partly collapsed"
+
+
+def test_what_is_fitted_in_closed_form_is_not_told_to_train(vae: Vae) -> None:
+    options = ("--data", "squares", "--model", "linear-vae", "--latent-dim", 3, "--runs-dir", "runs", "-q")
+    for name, variance in (("low", 0.01), ("high", 1000.0)):
+        assert vae("train", *options, "-S", f"model.variance={variance}", "--name", name).code == 0
+    model = checkpoint.load("runs/low", torch.device("cpu")).model
+    shifted = replace(ALL, mean_D=ALL.mean_D + 3.0)
+    assert "train longer" in " ".join(verdict(shifted, NAMES, {"beta": 1.0}, step=10**6).sentences)
+    found = verdict(shifted, NAMES, {"beta": 1.0}, step=0, model=model)
+    assert found.name == "prior mismatch" and found.sentences[-1].startswith("First: a larger beta")
+    assert "train longer" not in " ".join(found.sentences)
+    collapsed = json.loads(vae("analyze", "runs/high", "--json").out)["verdict"]
+    assert collapsed["name"] == "collapsed" and "smaller variance" in collapsed["sentences"][-1]
+
+
+def test_factors_are_counted_where_each_varies_for_itself() -> None:
+    """A part of a grid, in which sampling leaves little dependence; not a class alone, nor attributes that go with each
+    other, nor a class that another column refines."""
+    rng = np.random.default_rng(0)
+
+    def count(factors_NK: np.ndarray) -> int | None:
+        names = [f"f{k}" for k in range(factors_NK.shape[1])]
+        return varying_factors(make_codes(rng.normal(size=(len(factors_NK), 2)), None, factors_NK, names))
+
+    grid = np.stack(np.meshgrid(*map(np.arange, (3, 6, 40, 32)), indexing="ij"), axis=-1).reshape(-1, 4)
+    constant = np.zeros((len(grid), 1), dtype=int)
+    assert count(np.concatenate([grid, constant], axis=1)) == 4
+    assert count(grid[rng.permutation(len(grid))[:60]]) == 4
+    classes = rng.integers(10, size=(500, 1))
+    assert count(classes) is None
+    assert count(np.concatenate([classes, 3 * classes + rng.integers(3, size=(500, 1))], axis=1)) is None
+    common = rng.normal(size=(500, 1))
+    assert count((common + rng.normal(size=(500, 40)) > 0).astype(int)) is None
+
+
 def test_worse_than_one_constant_image_is_undertrained() -> None:
     assert ALL.recon is not None and ALL.kl is not None
     better = replace(ALL, blank=ALL.recon + ALL.kl + 1.0, blank_error=0.1)
@@ -433,6 +476,21 @@ def test_the_mean_image_costs_what_it_costs(vae: Vae) -> None:
     each = -(x * p.log() + (1 - x) * (1 - p).log()).flatten(1).sum(dim=1)
     assert stats.blank == pytest.approx(float(each.mean()), rel=1e-5)
     assert stats.blank_error == pytest.approx(float(each.std() / len(x) ** 0.5), rel=1e-4)
+
+
+def test_the_mean_image_is_of_images_from_all_over(vae: Vae) -> None:
+    """Of a set in order, 3,000 black images and then 3,000 white ones, and the same in any batches: their mean is grey,
+    ln 2 a pixel, where that of the first 2,000 is black."""
+    run = vae("train", *TINY, "--model", "vae", "--steps", 1, "--runs-dir", "runs", "-q").out.strip()
+    model = checkpoint.load(run, torch.device("cpu")).model
+    x_NCHW = (torch.arange(6000) >= 3000).float()[:, None, None, None].expand(-1, *model.info.shape)
+
+    def blank(size: int) -> float | None:
+        parts = torch.arange(6000).split(size)
+        return latent_statistics(model, (Batch(x_NCHW[i], i) for i in parts), model.hyper(1)).blank
+
+    assert blank(512) == pytest.approx(model.info.pixels * math.log(2), rel=1e-2)
+    assert blank(512) == pytest.approx(blank(1999), rel=1e-6)
 
 
 def test_advice_speaks_of_no_setting_that_does_nothing_and_is_given_once() -> None:

@@ -34,6 +34,13 @@ def draws(images: int) -> int:
     return max(1, min(MOST_DRAWS, math.ceil(DRAWS_OF_ALL / max(1, images))))
 
 
+def lot(index_B: Tensor, name: str) -> Tensor:
+    """A number for each image by which some of them can be drawn, (B,) float64 in [0, 1): uniform, and a function of
+    its position and of what is drawn alone."""
+    keys_B = index_B.detach().cpu().numpy().astype(np.uint64) + np.array([devices.derive(0, name)], dtype=np.uint64)
+    return torch.from_numpy((_mixed(keys_B) >> _SHIFT[3]).astype(np.float64) * 2.0**-53)
+
+
 class ByImage(TorchFunctionMode):
     """Within: the noise of the images at positions `index_B` of their data set, in their `draw`-th draw.
 

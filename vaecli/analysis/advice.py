@@ -31,6 +31,7 @@ class Levers:
     """What advice may speak of, as numbers of the model at the checkpoint: None where it has no such setting.
 
     `weight` is the KL's weight. `exchangeable`: beta-vae can take the model's place, as it adds nothing to a VAE.
+    `fitted`: in closed form, so that there is no training to be longer or otherwise.
     """
 
     weight: float | None = None
@@ -39,6 +40,7 @@ class Levers:
     capacity: float | None = None
     sigma: float | None = None
     exchangeable: bool = True
+    fitted: bool = False
 
     @property
     def heavy(self) -> bool:
@@ -65,12 +67,12 @@ def levers(hyper: Mapping[str, float], model: Model | None = None) -> Levers:
     if weight is None or "beta" in hyper:
         beta_norm = None
     plain = type(model.config).model_fields.keys() <= FreeBitsConfig.model_fields.keys() and weight == 1.0
-    return Levers(weight, beta, beta_norm, capacity, sigma, plain)
+    return Levers(weight, beta, beta_norm, capacity, sigma, plain and not model.closed_form, model.closed_form)
 
 
 def remedy(known: Levers, step: int | None, evidence: Evidence | None = None) -> str:
     """The cheapest thing to try first for more information in z, as far as the numbers of the model tell."""
-    if step is not None and step < EARLY:
+    if step is not None and step < EARLY and not known.fitted:
         return f"train longer: after {step:,} steps the KL of a sound run can still be near 0."
     if known.beta is not None and known.beta > 1.0:
         return f"a smaller beta (now {known.beta:g}), --set model.beta={max(1.0, known.beta / 4):g}."
@@ -83,6 +85,8 @@ def remedy(known: Levers, step: int | None, evidence: Evidence | None = None) ->
     if known.sigma is not None and known.sigma >= 0.5:
         smaller = f"--set model.likelihood.sigma={known.sigma / 4:g}"
         return f"a smaller sigma (now {known.sigma:g}), so that the reconstruction counts more: {smaller}."
+    if known.fitted:
+        return "a smaller variance of its noise, where that is set, or another model: this one is at its optimum."
     warm_up = "{schedule: linear, start: 0, end: 1, steps: 10000}"
     if known.beta is not None:
         return f"warm the KL up, --set 'model.beta={warm_up}'."

@@ -32,6 +32,7 @@ from vaecli.analysis.diagnosis import Evidence, Verdict
 from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.likelihood import Nll
+from vaecli.analysis.metrics._information import entropies, mutual_information, sample
 from vaecli.analysis.statistics import Statistics
 from vaecli.batch import at_once
 from vaecli.data.base import Dataset, SplitView
@@ -41,6 +42,7 @@ from vaecli.training.checkpoint import Loaded
 
 TESTED = 10_000  # draws each of q(z) and p(z) on which the classifier is tested, and as many to train it
 BIASED = 10_000  # images, of so few histograms have a bias that shows
+TELLING = 0.1  # of its entropy: factors of which one tells so much of another do not vary each for itself
 COMPARED = 2_000  # draws each for the MMD
 
 SHAPE = (
@@ -223,13 +225,28 @@ def analyze_codes(
             numbers["leak"] = leak.table(lambda index_B: mean_ND[index_B], labels_NK, codes.factor_names, names, seed)
         latents = _with_columns(latents, {**columns, **rules})
         evidence = _evidence(None, {}, numbers)
-    factors = len(codes.varying) if codes.factors_NK is not None else None
-    verdict = diagnosis.verdict(stats, names, factors=factors, evidence=evidence)
+    verdict = diagnosis.verdict(stats, names, factors=varying_factors(codes), evidence=evidence)
     # What to try first is advice about a training, and nothing is known of how these codes were made.
     found = [sentence for sentence in verdict.sentences if not sentence.startswith(("First", "Then"))]
     verdict = Verdict(verdict.name, found)
     results = _metrics(metric_names, every, seed, lenient)
     return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results)
+
+
+def varying_factors(codes: Codes) -> int | None:
+    """How many factors vary, where each varies whatever the others do, as in a grid; None where one tells of another
+    (its mutual information with it is above a tenth of its entropy, more than by chance): classes and attributes do not
+    say what varies, nor does a single factor."""
+    if codes.factors_NK is None or len(codes.varying) < 2:
+        return None
+    labels_NK = sample(codes.factors_only(codes.varying), 0).factors_NK
+    assert labels_NK is not None
+    columns_NK = np.stack([np.unique(column, return_inverse=True)[1] for column in labels_NK.T], axis=1)
+    least_KK = np.minimum.outer(entropies(columns_NK), entropies(columns_NK))
+    shuffled_NK = np.random.default_rng(0).permutation(columns_NK)
+    told_KK = mutual_information(columns_NK, columns_NK) - mutual_information(columns_NK, shuffled_NK)
+    np.fill_diagonal(told_KK, 0.0)
+    return None if (told_KK > TELLING * least_KK).any() else len(codes.varying)
 
 
 def _say_part_of_grid(dataset: Dataset, images: int) -> None:

@@ -36,7 +36,8 @@ ONE_IMAGE = "One image cannot show which latents depend on the image; give more.
 FEW_LINES = 5  # of a run's log, whose mean ELBO is compared
 FALLEN_NATS, FALLEN = 1.0, 0.05  # a held-out ELBO is worse by far by so many nats and this share of the best
 LONGER = "train longer"  # the advice that no overfitted run is given
-FEW_FOR_A_MEAN = 20  # with fewer, their own mean image is too near to each of them to be a rival
+FEW_TO_COUNT = 20  # with fewer, their own mean image is too near to each of them to be a rival, and latents that
+# depend on the image may be alike by chance
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one
@@ -75,7 +76,7 @@ def verdict(
     rest: the variance law of a trained-out latent is off by more than a tenth.
     Collapsed: no latent depends on the image, or all together hold less than 0.1 nats.
     Partly collapsed: fewer latents are active than the data have factors or, with factors unknown, at most half of
-    them. Other unused latents are what a KL penalty does with spare ones, and no fault.
+    them, on 20 images or more. Other unused latents are what a KL penalty does with spare ones, and no fault.
     Over-regularised: z holds less than half of the log N nats that tell N images apart, and something can be blamed: a
     KL that weighs more than 1, or a capacity that is used up. (A rate as low at weight 1 is what the data are worth.)
     Under-regularised: the rate is more than log N, q(z) is far from the prior, and the KL weighs less than a half or
@@ -118,7 +119,8 @@ def verdict(
         else:
             sentences.append("q(z|x) is nearly the same for every image: the KL is paid and tells the decoder nothing.")
         return Verdict("collapsed", [*sentences, f"First: {remedy(known, step)}"])
-    partly = bool(unused) and (active < factors if factors else 2 * active <= len(names))
+    few = stats.n < FEW_TO_COUNT
+    partly = bool(unused) and not few and (active < factors if factors else 2 * active <= len(names))
     if partly and factors:
         sentences.append(f"The data vary in {factors} factors, more than {active} latents can hold apart.")
     elif partly:
@@ -126,14 +128,14 @@ def verdict(
             f"{len(unused)} unused latents are no fault if the data need no more than {active}: train once with "
             f"latent_dim {active}, and if the reconstruction stays as good, nothing is lost."
         )
-    elif unused:
+    elif unused and not few:
         beta = known.beta or 0.0
         more = f", the more so with beta = {beta:g}" if beta > 1 else ""
         need = f"the {factors} factors" if factors and len(names) > factors else "the data"
         sentences.append(f"Unused: {_some(unused)}. Normal where latent_dim is larger than {need} need{more}.")
     # The law is that of an objective in which the KL alone weighs on q(z|x).
     lawful = model is None or model.kl_weight(hyper or {}) is not None
-    restless = _law(stats, names) if standard_prior and lawful else []
+    restless = _law(stats, names) if standard_prior and lawful and not known.fitted else []
     if partly:
         fix = f"{'Then' if restless else 'First'}, to use more latents: {remedy(known, step)}"
         return Verdict("partly collapsed", [*sentences, *restless, fix])
@@ -141,10 +143,10 @@ def verdict(
     found = _over(stats, known, step, evidence) or _far(stats, known, standard_prior, evidence)
     if found is None:
         if stats.n < FEW_IMAGES:
-            few = (
+            too_few = (
                 f"{stats.n:,} images are too few to tell whether z holds too much or too little; it takes {FEW_IMAGES}"
             )
-            return Verdict("not judged", [*sentences, f"{few}: hold out more, or --split all."])
+            return Verdict("not judged", [*sentences, f"{too_few}: hold out more, or --split all."])
         return Verdict("undertrained" if restless else "healthy", [*sentences, *_known(evidence, stats.n), *restless])
     return Verdict(found.name, _one_first([*sentences, *restless, *found.sentences]))
 
@@ -170,7 +172,7 @@ def _one_first(sentences: Sequence[str]) -> list[str]:
 
 def _worse_than_blank(stats: Statistics, known: Levers, step: int | None) -> Verdict | None:
     """A verdict on a model to which one constant image would be preferred, if so: sound ones are better by far."""
-    if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < FEW_FOR_A_MEAN:
+    if stats.blank is None or stats.recon is None or stats.kl is None or stats.n < FEW_TO_COUNT:
         return None
     # What blew up on a few images has an error as large as itself: three of it would excuse anything.
     error = math.hypot(stats.blank_error or 0.0, min(stats.recon_error or 0.0, abs(stats.recon) / 12))
@@ -189,7 +191,7 @@ def _worse_than_blank(stats: Statistics, known: Levers, step: int | None) -> Ver
             return Verdict("under-regularised", [finding, f"First: {more_weight(known, Evidence())}"])
     else:
         return None
-    if step is not None and step < EARLY:
+    if step is not None and step < EARLY and not known.fitted:
         return Verdict("undertrained", [finding, f"First: train longer than {step:,} steps."])
     advice = "an earlier checkpoint (`checkpoints/best`) if there is one; in training a smaller --set optim.lr=..."
     return Verdict("undertrained", [finding, f"First: {advice}"])
@@ -254,11 +256,12 @@ def _far(stats: Statistics, known: Levers, standard_prior: bool, evidence: Evide
             f", and the KL weighs {weight:.3g} of what it should." if weight < 0.5 else "."
         )
         return Verdict("under-regularised", [finding, far, f"First: {more_weight(known, evidence)}"])
+    first = "First" if known.fitted else "First: train longer. Then"
     return Verdict(
         "prior mismatch",
         [
             f"{far[:-1]}, so what is decoded from the prior need not look like what was encoded.",
-            f"First: train longer. Then: {more_weight(known, evidence)}",
+            f"{first}: {more_weight(known, evidence)}",
         ],
     )
 

@@ -15,11 +15,11 @@ from vaecli.analysis.statistics import JUDGED, Accuracy, LevelStatistics, Moment
 from vaecli.batch import Batch, DataInfo, at_once
 from vaecli.errors import InputError
 from vaecli.models.base import Inference, Level, Model, NoPrior
-from vaecli.noise import ByImage
+from vaecli.noise import ByImage, lot
 from vaecli.objectives import distributions
 from vaecli.objectives.likelihoods import Likelihood
 
-BLANK_IMAGES = 2_000  # whose mean image is held against the reconstructions, at most
+BLANK_IMAGES = 2_000  # of all, whose mean image is held against the reconstructions, at most
 
 
 def limited(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
@@ -52,13 +52,12 @@ def latent_statistics(
     recon, cost, bound, mse = (Moments() for _ in range(4))
     recons: list[Tensor] = []
     bounds: list[Tensor] = []
-    first: list[Tensor] = []  # images, as many as fit into memory at once
+    some = _Some(at_once(model.info.shape, BLANK_IMAGES))
     n = 0
     with torch.inference_mode():
         for batch in batches:
             x_BCHW = batch.x_BCHW.to(model.device)
-            if n < at_once(model.info.shape, BLANK_IMAGES):
-                first.append(x_BCHW)
+            some.add(x_BCHW, batch.index_B)
             n += len(x_BCHW)
             sums = _Sums()
             for draw in range(draws):
@@ -90,7 +89,7 @@ def latent_statistics(
                 on_batch(len(x_BCHW))
     if n == 0:
         raise InputError("there are no images to analyze")
-    blank = _blank(model, first, hyper)
+    blank = _blank(model, some.images, hyper)
     levels = tuple(part.statistics() for part in gathered)
     mean_D, var_D = (_side_by_side([getattr(part, key) for part in levels]) for key in ("mean_D", "var_D"))
     assert mean_D is not None and var_D is not None
@@ -144,14 +143,35 @@ class _Sums:
         return means, None if self.nll_B is None else self.nll_B / self.n
 
 
-def _blank(model: Model, images: Sequence[Tensor], hyper: Mapping[str, float]) -> Moments:
+class _Some:
+    """At most `most` of the images that pass, drawn from all of them alike: where they are in order, the first are of
+    few kinds."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.lots = torch.zeros(0, dtype=torch.float64)
+        self.images: Tensor | None = None  # (at most `most`, C, H, W)
+
+    def add(self, x_BCHW: Tensor, index_B: Tensor) -> None:
+        lots_B = lot(index_B, "some images")
+        if self.images is None or len(self.images) < self.most:
+            self.images = x_BCHW if self.images is None else torch.cat([self.images, x_BCHW])
+            self.lots = torch.cat([self.lots, lots_B])
+        elif bool((drawn_B := lots_B < self.lots.max()).any()):  # rarely, after the first
+            self.images = torch.cat([self.images, x_BCHW[drawn_B.to(x_BCHW.device)]])
+            self.lots = torch.cat([self.lots, lots_B[drawn_B]])
+        if len(self.images) > self.most:
+            kept = self.lots.topk(self.most, largest=False, sorted=False).indices
+            self.images, self.lots = self.images[kept.to(self.images.device)], self.lots[kept]
+
+
+def _blank(model: Model, images_NCHW: Tensor | None, hyper: Mapping[str, float]) -> Moments:
     """-log p of images under their mean image, whatever the latents: what a decoder that knows nothing can come to."""
     found, likelihood = Moments(), getattr(model, "likelihood", None)
-    if isinstance(likelihood, Likelihood) and model.has_likelihood:
+    if isinstance(likelihood, Likelihood) and model.has_likelihood and images_NCHW is not None:
         with torch.inference_mode():
-            mean_CHW = torch.stack([x_BCHW.mean(dim=0) * len(x_BCHW) for x_BCHW in images]).sum(dim=0)
-            out_CHW = likelihood.raw(mean_CHW / sum(map(len, images)))
-            for x_BCHW in images:
+            out_CHW = likelihood.raw(images_NCHW.mean(dim=0))
+            for x_BCHW in images_NCHW.split(256):
                 found.add(-likelihood.log_prob(x_BCHW, out_CHW.expand(len(x_BCHW), *out_CHW.shape), hyper))
     return found
 
