@@ -336,7 +336,7 @@ def test_what_is_fitted_in_closed_form_is_not_told_to_train(vae: Vae) -> None:
     for name, variance in (("low", 0.01), ("high", 1000.0)):
         assert vae("train", *options, "-S", f"model.variance={variance}", "--name", name).code == 0
     model = checkpoint.load("runs/low", torch.device("cpu")).model
-    shifted = replace(ALL, mean_D=ALL.mean_D + 3.0)
+    shifted = replace(ALL, mean_D=ALL.mean_D + 1.0)
     assert "train longer" in " ".join(verdict(shifted, NAMES, {"beta": 1.0}, step=10**6).sentences)
     found = verdict(shifted, NAMES, {"beta": 1.0}, step=0, model=model)
     assert found.name == "prior mismatch" and found.sentences[-1].startswith("First: a larger beta")

@@ -423,7 +423,7 @@ def test_udr_likeness_by_hand() -> None:
     relation = np.array([[0.8, 0.0], [0.2, 0.5]])
     assert udr.likeness(relation) == pytest.approx((0.64 + 0.5 + 0.8 + 0.25 / 0.7) / 4)
     # The mean is over the informative latents of both: one and two here.
-    assert udr.likeness(np.array([[1.0, 0.0]])) == pytest.approx((1 + 0 + 1) / 3)
+    assert udr.likeness(np.array([[1.0, 0.0]])) == pytest.approx(((1 + 0) / 2 + 1) / 2)
     assert udr.likeness(np.zeros((0, 3))) == 0.0
 
 

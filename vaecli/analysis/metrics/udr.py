@@ -6,9 +6,10 @@ absolute Spearman correlation, or the absolute coefficient of a lasso (alpha 0.1
 standardised latents of the other. Latents of a mean KL of 0.01 nats or less are set to 0 and left out. The score of a
 pair is
 
-    (sum_b (max_a R_ab)^2 / sum_a R_ab + sum_a (max_b R_ab)^2 / sum_b R_ab) / (informative latents of both models),
+    (mean_b [(max_a R_ab)^2 / sum_a R_ab] + mean_a [(max_b R_ab)^2 / sum_b R_ab]) / 2,
 
-and that of a model the median over its partners.
+as in the authors' program, and that of a model the median over its partners. (The paper's equation 2 divides the sums
+over a and b by the number of all informative latents, the same where both models have equally many.)
 """
 
 import warnings
@@ -99,7 +100,7 @@ def likeness(relation_AB: Array) -> float:
     """1 where each latent of one model goes with exactly one of the other at strength 1; 0 where none goes with any."""
     if relation_AB.size == 0:
         return 0.0
-    return float(np.concatenate([_strength(relation_AB), _strength(relation_AB.T)]).mean())
+    return float(0.5 * (_strength(relation_AB).mean() + _strength(relation_AB.T).mean()))
 
 
 def _strength(relation_AB: Array) -> Array:
