@@ -272,6 +272,42 @@ def test_true_metrics_of_codes(npz: Path, vae: Callable[..., Result]) -> None:
     assert 0.7 < next(iter(mig["values"].values())) <= 1.0
 
 
+def test_what_tells_of_what(npz: Path, vae: Callable[..., Result]) -> None:
+    """Beside metrics: of each latent its best factor, of each factor its best two latents, by NMI of 20 bins as an
+    independent computation has it; the mean gap is MIG. And how each metric was estimated."""
+    found = json.loads(vae("analyze", npz, "--metrics", "mig,dci", "--json").out)
+    arrays = np.load(npz)
+    mean, factors = arrays["codes"].astype(np.float64), arrays["factors"]
+
+    def nmi(d: int, k: int) -> float:
+        table, _, _ = np.histogram2d(mean[:, d], factors[:, k], bins=(20, 5))
+        p = table / table.sum()
+        own, other = p.sum(axis=1, keepdims=True), p.sum(axis=0, keepdims=True)
+        some = p > 0
+        information = float((p[some] * np.log((p / (own * other + 1e-300))[some])).sum())
+        return information / -float((other * np.log(other)).sum())
+
+    expected = np.array([[nmi(d, k) for k in range(2)] for d in range(3)])
+    for k, record in enumerate(found["factors"]):
+        best, second = np.argsort(-expected[:, k])[:2]
+        assert record["factor"] == "ab"[k] and [one["latent"] for one in record["latents"]] == [
+            f"z{best}",
+            f"z{second}",
+        ]
+        assert [one["nmi"] for one in record["latents"]] == pytest.approx(expected[[best, second], k], rel=1e-9)
+        assert record["informativeness"] == found["metrics"][1]["matrices"]["accuracy"][0][k] > 0.9
+    assert np.mean([record["gap"] for record in found["factors"]]) == pytest.approx(
+        found["metrics"][0]["values"]["mig"], rel=1e-12
+    )
+    for latent in found["latents"]:
+        d = latent["index"]
+        assert latent["best_factor"] == "ab"[expected[d].argmax()]
+        assert latent["best_factor_nmi"] == pytest.approx(expected[d].max(), rel=1e-9)
+    said = vae("analyze", npz, "--metrics", "mig,dci").err
+    assert "factor\tbest latent\tNMI" in said and "  mig: points 400, bins 20" in said
+    assert f"numpy {np.__version__}" in said and found["versions"]["numpy"] == np.__version__
+
+
 def test_metrics_without_factors_say_so(tmp_path: Path, vae: Callable[..., Result]) -> None:
     np.savez(tmp_path / "p.npz", codes=np.random.default_rng(0).normal(size=(300, 2)))
     done = vae("analyze", tmp_path / "p.npz", "--metrics", "mig")

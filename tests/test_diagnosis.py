@@ -529,7 +529,7 @@ def test_codes_without_a_model_have_no_reconstruction() -> None:
     stats = replace(ALL, recon=None, recon_error=None, elbo_error=None)
     assert stats.elbo is None and verdict(stats).name == "healthy" and "reconstruction" not in verdict(stats)[1][0]
     assert tables.totals_text(stats) == (
-        "KL 20.000 nats; 10 of 10 latents active by var mu > 0.01; 10 with KL > 0.02 nats; 1,000 images"
+        "KL 20.000 nats; 10 of 10 latents active by var mu > 0.01; 10 with KL > 0.01 nats; 1,000 images"
     )
 
 
@@ -562,9 +562,9 @@ def test_a_kl_that_is_not_finite_is_called_at_once() -> None:
 
 
 def test_latents_that_are_active_in_vain_are_counted_apart() -> None:
-    stats = made([0.5, 0.5, 0.5, 0.5], [1.0, 0.5, 0.019, 0.001])
+    stats = made([0.5, 0.5, 0.5, 0.5], [1.0, 0.5, 0.009, 0.001])
     assert stats.active == 4 and stats.worth == 2
-    assert "var mu > 0.01, 2 with a KL above 0.02 nats" in verdict(stats)[1][0]
+    assert "var mu > 0.01, 2 with a KL above 0.01 nats" in verdict(stats)[1][0]
 
 
 def test_rows_are_ordered_and_inactive_ones_dimmed() -> None:

@@ -131,6 +131,24 @@ def test_variance_loss_of_a_vae() -> None:
     assert found.gamma == pytest.approx(math.sqrt(NOISE), rel=0.01)  # the optimum is where sigma already is
 
 
+def test_a_density_is_not_called_the_prior_and_moves_no_other_number() -> None:
+    """Gains by the prior are of p(z), and the best sigma is of q(z|x), whatever is stored for samples."""
+
+    class Wide:
+        def sample(self, n: int) -> Tensor:
+            return 5.0 * torch.randn(n, LATENTS, dtype=torch.float64)
+
+        def text(self) -> str:
+            return "wide"
+
+    plain, wide = Source(Linear()), Source(Linear(), Wide())  # type: ignore[arg-type]
+    gains = [probes.latents(source, view(), {}, ONE, images=1000).prior_gain_D for source in (plain, wide)]
+    np.testing.assert_array_equal(*gains)
+    losses = [probes.variance_loss(source, view(), images=1000) for source in (plain, wide)]
+    assert losses[0].gamma == losses[1].gamma and losses[0].var_generated is not None
+    assert losses[1].var_generated == pytest.approx(25 * losses[0].var_generated, rel=0.2)
+
+
 def exact_nll(x_ND: np.ndarray) -> float:
     cov = Linear().w_PD.numpy() @ Linear().w_PD.numpy().T + NOISE * np.eye(PIXELS)
     quadratic = np.einsum("np,pq,nq->n", x_ND, np.linalg.inv(cov), x_ND)

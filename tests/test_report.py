@@ -396,8 +396,14 @@ def test_matrices_are_named_ordered_and_drawn_once() -> None:
         metrics.Result(name, Score({"value": 1.0}, {}, {"mutual_information": matrix, "corr": np.eye(2)}))
         for name in ("mig", "med")
     ]
-    made = report_tables.matrices(results, np.eye(2)[::-1], ("z0", "z1"), ("shape", "size"), [1, 0], [1])
-    assert made is not None and made.html.count("<table") == 3
+    best = {"latents": [{"latent": "z1", "nmi": 0.5}, {"latent": "z0", "nmi": 0.125}], "gap": 0.375}
+    by_factor = [{"factor": "shape", **best, "informativeness": None}]
+    made = report_tables.matrices(results, np.eye(2)[::-1], ("z0", "z1"), ("shape", "size"), [1, 0], [1], by_factor)
+    assert made is not None and made.html.count("<table") == 4
+    assert cells(made.html)[7] == ["shape", "z1", "0.5000", "z0", "0.1250", "0.3750", "n/a"]
+    without = report_tables.matrices(results, np.eye(2)[::-1], ("z0", "z1"), ("shape", "size"), [1, 0], [1])
+    assert without is not None and without.html.count("<table") == 3
+    made = without
     assert made.html.index("mutual information (mig)") < made.html.index("<details>") < made.html.index("corr (mig)")
     rows = cells(made.html)
     counts = report_tables.heat_table(np.array([[3.0, 12.0]]), [""], ["a", "b"], "votes")

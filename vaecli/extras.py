@@ -3,8 +3,11 @@ they are missing."""
 
 import importlib
 import importlib.util
+import platform
+from importlib import metadata
 from typing import Any
 
+from vaecli import __version__
 from vaecli.errors import ConfigError
 
 
@@ -22,3 +25,9 @@ def require(module: str, extra: str, what: str) -> None:
         found = None
     if found is None:
         raise ConfigError(f"{what} needs {module.partition('.')[0]}", f'pip install "vaecli[{extra}]"')
+
+
+def versions() -> dict[str, str]:
+    """What numbers were computed with."""
+    libraries = {name: metadata.version(name) for name in ("torch", "numpy")}
+    return {"vae": __version__, "python": platform.python_version(), **libraries}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vaecli.analysis.codes import Array
 from vaecli.device import aside, derive
 from vaecli.objectives.total_correlation import log_mixture
+from vaecli.speed.optimizers import without_compiler
 
 POINTS = 2048  # draws from q(z) over which the information terms are averaged, where the budget allows
 BUDGET = 3e10  # M N D kernel evaluations; a nanosecond each on one core
@@ -406,7 +407,7 @@ def classifier(
     with aside(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(derive(seed, "classifier"))
         net = nn.Sequential(nn.Linear(mean_ND.shape[1], 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
-        optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=1e-3)
+        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=5e-3, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             index = torch.randint(2 * m, (512,))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vaecli import device as devices
-from vaecli import noise
+from vaecli import extras, noise
 from vaecli import output as streams
 from vaecli.analysis import (
     aggregate,
@@ -24,6 +24,7 @@ from vaecli.analysis import (
     probes,
     quality,
     tables,
+    told,
 )
 from vaecli.analysis import codes as code_files
 from vaecli.analysis.aggregate import RULES
@@ -66,6 +67,7 @@ class Analysis:
     codes: Codes | None = None  # where metrics or the diagnosis needed them
     diagnosis: dict[str, Any] = field(default_factory=dict)
     results: list[metrics.Result] = field(default_factory=list)
+    factors: list[dict[str, Any]] = field(default_factory=list)  # `told.Told.factors`, where there are metrics
     judged: quality.Quality = field(default_factory=quality.Quality)
 
     def record(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class CodesAnalysis:
     codes: Codes
     diagnosis: dict[str, Any] = field(default_factory=dict)
     results: list[metrics.Result] = field(default_factory=list)
+    factors: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         return {"schema": 1, "codes": self.source, **_record(self)}
@@ -109,6 +112,8 @@ def _record(found: Analysis | CodesAnalysis) -> dict[str, Any]:
         "verdict": {"name": found.verdict.name, "sentences": found.verdict.sentences},
         "diagnosis": found.diagnosis or None,
         "metrics": [result.record() for result in found.results],
+        "factors": found.factors,
+        "versions": extras.versions(),
     }
 
 
@@ -189,10 +194,14 @@ def analyze(
         seen = code_files.fully_known(codes, view, images)
         if len(seen) < diagnosis.FEW_IMAGES:
             streams.notice(f"metrics of {len(seen):,} images say little, as the columns chance and ceiling show")
-    results = _metrics(metric_names, _numbers(seen, stats), seed, lenient)
+    compared = _numbers(seen, stats)
+    results = _metrics(metric_names, compared, seed, lenient)
+    about_factors = told.measure_all(compared, results, seed)
+    latents = [{**record, **about_factors.latents.get(record["latent"], {})} for record in latents]
     if seen is codes:  # of the same images
         results = pca_row.beside(results, view, images, seed)
-    return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, judged)
+    factors = about_factors.factors
+    return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, factors, judged)
 
 
 def analyze_codes(
@@ -230,7 +239,9 @@ def analyze_codes(
     found = [sentence for sentence in verdict.sentences if not sentence.startswith(("First", "Then"))]
     verdict = Verdict(verdict.name, found)
     results = _metrics(metric_names, every, seed, lenient)
-    return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results)
+    about_factors = told.measure_all(every, results, seed)
+    latents = [{**record, **about_factors.latents.get(record["latent"], {})} for record in latents]
+    return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results, about_factors.factors)
 
 
 def varying_factors(codes: Codes) -> int | None:
@@ -243,10 +254,12 @@ def varying_factors(codes: Codes) -> int | None:
     assert labels_NK is not None
     columns_NK = np.stack([np.unique(column, return_inverse=True)[1] for column in labels_NK.T], axis=1)
     least_KK = np.minimum.outer(entropies(columns_NK), entropies(columns_NK))
-    shuffled_NK = np.random.default_rng(0).permutation(columns_NK)
-    told_KK = mutual_information(columns_NK, columns_NK) - mutual_information(columns_NK, shuffled_NK)
-    np.fill_diagonal(told_KK, 0.0)
-    return None if (told_KK > TELLING * least_KK).any() else len(codes.varying)
+    rng = np.random.default_rng(0)
+    chance_SKK = np.stack([mutual_information(columns_NK, rng.permutation(columns_NK)) for _ in range(8)])
+    telling_KK = mutual_information(columns_NK, columns_NK) - chance_SKK.mean(axis=0)
+    np.fill_diagonal(telling_KK, 0.0)
+    far_KK = np.maximum(TELLING * least_KK, 5 * chance_SKK.std(axis=0))
+    return None if (telling_KK > far_KK).any() else len(codes.varying)
 
 
 def _say_part_of_grid(dataset: Dataset, images: int) -> None:

@@ -171,7 +171,7 @@ def _blank(model: Model, images_NCHW: Tensor | None, hyper: Mapping[str, float])
     if isinstance(likelihood, Likelihood) and model.has_likelihood and images_NCHW is not None:
         with torch.inference_mode():
             out_CHW = likelihood.raw(images_NCHW.mean(dim=0))
-            for x_BCHW in images_NCHW.split(256):
+            for x_BCHW in torch.split(images_NCHW, 256):
                 found.add(-likelihood.log_prob(x_BCHW, out_CHW.expand(len(x_BCHW), *out_CHW.shape), hyper))
     return found
 

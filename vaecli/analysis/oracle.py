@@ -27,6 +27,7 @@ from vaecli import output, paths, safe_files
 from vaecli.data.base import Dataset
 from vaecli.data.orders import Shuffled, generator
 from vaecli.errors import ConfigError
+from vaecli.speed.optimizers import without_compiler
 from vaecli.training import checkpoint
 
 RECIPE = 1  # of the network and its training: raised with every change that makes another classifier of the same data
@@ -193,7 +194,7 @@ def _train(net: Classifier, dataset: Dataset, labels_NK: Tensor, train_N: Tensor
     """Cross-entropy summed over the factors, labels that are not known left out; AdamW with one cycle of its rate."""
     where = next(net.parameters()).device
     net.train()
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=1e-2)
+    optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     order = Shuffled(len(train_N), devices.derive(seed, "oracle", "order"), BATCH)
     with torch.enable_grad(), output.progress("training the classifier", steps) as advance:

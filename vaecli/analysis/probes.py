@@ -22,6 +22,7 @@ from vaecli.analysis.traversal import followers, movers
 from vaecli.batch import Batch
 from vaecli.data.base import SplitView
 from vaecli.models.base import Hyper, Model, NoPrior
+from vaecli.speed.optimizers import without_compiler
 
 DECODES = 20_000  # images decoded by a probe that goes through the latents
 VARIANCE_IMAGES = 10_000
@@ -88,6 +89,7 @@ def latents(
     told the latents done times images, of `latent_images(D) * D` by default.
     """
     model, d = source.model, len(scale_D)
+    prior = Source(model, stage=source.stage)  # a density fitted to the codes is none
     device.seed(seed, "latents")
     base, gain, prior_gain, size = Moments(), Moments(), Moments(), Moments()
     kept = {mover.index: followers(model, mover.level) for mover in movers(model, model.inferred) if not mover.counted}
@@ -98,7 +100,7 @@ def latents(
             z_BD = model.flatten(model.infer(x_BCHW).values)
             nothing_B = torch.full((len(z_BD),), math.nan, dtype=torch.float64)
             nll_B = model.nll(x_BCHW, z_BD, hyper).cpu() if model.has_likelihood else nothing_B
-            drawn_BD = source.table(len(z_BD))
+            drawn_BD = prior.table(len(z_BD))
             gains, prior_gains, sizes = [], [], []
             for i in range(d):
                 changed_BD = z_BD.clone()
@@ -168,7 +170,7 @@ class VarianceLoss:
     bias: float  # (E r)^2
     covariance: float  # 2 Cov(x^, r)
     identity: float
-    var_generated: float | None  # of E[x|z], z from the prior; None without one
+    var_generated: float | None  # of E[x|z], z from the prior or the density in its place; None without one
     sampled_mse: float  # of E[x|z], z from q(z|x)
     images: int
 
@@ -195,7 +197,6 @@ def variance_loss(
 ) -> VarianceLoss:
     """The variance-loss terms over random images; `advance` is told the images of each batch."""
     model = source.model
-    device.seed(seed, "variance loss")
     x, xhat, r, r2, product, made, sampled = (Moments() for _ in range(7))
     with torch.inference_mode():
         for batch in random_batches(view, images, batch_size, seed):
@@ -212,9 +213,11 @@ def variance_loss(
             if all(isinstance(q, CERTAIN) for q in found.posteriors.values()):
                 sampled.add(r_BP.square().mean(dim=1))
             else:
+                device.seed(seed, "variance loss", x.n)
                 drawn = model.infer(x_BCHW, sample=True)
                 again_BP = model.image(model.complete(drawn.values)).flatten(1).cpu().double()
                 sampled.add((x_BP - again_BP).square().mean(dim=1))
+            device.seed(seed, "variance of samples", x.n)
             with contextlib.suppress(NoPrior):
                 made.add(model.image(source.draw(len(x_BP))).flatten(1))
             advance(len(x_BP))
@@ -249,7 +252,7 @@ def classifier(z_ND: Tensor, label_N: Tensor, hidden: int = 0, seed: int = 0, st
         x_ND = x_ND.clone()
         layers = [nn.Linear(x_ND.shape[1], hidden), nn.ReLU()] if hidden else []
         net = nn.Sequential(*layers, nn.Linear(hidden or x_ND.shape[1], values))
-        optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2, weight_decay=1e-3)
+        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=2e-2, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=steps)
         for _ in range(steps):
             index = train[torch.randint(len(train), (min(512, len(train)),))]

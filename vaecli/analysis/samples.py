@@ -59,7 +59,7 @@ class Samples:
     """Of `n` samples against `n` held-out images; what is None there are no images for.
 
     `distance`       the Frechet distance, named by the judge.
-    `floor`          between `n` other real images and the same held-out ones: what a perfect model's samples would have.
+    `floor`          between `n` other real images and the same held-out ones: what samples of a perfect model have.
     `reconstructed`  of the held-out images' reconstructions, which are not other images and may come below the floor.
     `precision_real`       and `recall_real`: of the other real images, as if they were samples.
     """

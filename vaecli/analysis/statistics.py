@@ -14,7 +14,7 @@ from torch import Tensor
 from vaecli.models.base import Level
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a latent is active if Var_x[E_q[z|x]] exceeds it
-WORTH = 0.02  # nats: what is counted beside the active latents, as the variance of mu alone calls some active in vain
+WORTH = 0.01  # nats: what is counted beside the active latents, as the variance of mu alone calls some active in vain
 ACTIVE_SHARE = 1e-4  # a deterministic code has no scale of its own: its variance is compared with the largest one
 JUDGED = ("gaussian", "point")  # kinds of levels whose latents are active or not
 

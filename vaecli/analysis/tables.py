@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from vaecli import extras
 from vaecli.analysis import axes, leak, metrics
 from vaecli.analysis.aggregate import RULES
 from vaecli.analysis.statistics import WORTH, LevelStatistics, Statistics
@@ -233,8 +234,8 @@ def number_text(value: object, digits: int) -> str:
 
 
 def latent_tables(latents: Sequence[Record]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The columns of a full diagnosis as tables that fit a terminal: (title, headers, rows); without those that no
-    latent has a value in."""
+    """What metrics and a full diagnosis add to the latents, as tables that fit a terminal: (title, headers, rows);
+    without the columns that no latent has a value in."""
 
     def pair(record: Record, key: str, digits: int) -> str:
         value, error = record.get(key), record.get(f"{key}_error")
@@ -247,11 +248,15 @@ def latent_tables(latents: Sequence[Record]) -> list[tuple[str, list[str], list[
         return NONE if None in values else " ".join(f"{value:.3g}" for value in values)
 
     wanted: dict[str, dict[str, Callable[[Record], str]]] = {
+        "what each latent tells": {
+            "factor": lambda r: r.get("best_factor", NONE),
+            "NMI": lambda r: number_text(r.get("best_factor_nmi"), 4),
+        },
         "q(z) of each latent": {
             "skewness": lambda r: pair(r, "skewness", 2),
             "kurtosis": lambda r: pair(r, "kurtosis", 2),
-            "KS": lambda r: number_text(r["ks"], 3),
-            "KL(q||p)": lambda r: number_text(r["marginal_kl"], 3),
+            "KS": lambda r: number_text(r.get("ks"), 3),
+            "KL(q||p)": lambda r: number_text(r.get("marginal_kl"), 3),
             "1 %, 99 %": lambda r: several(r, ("range_low", "range_high")),
         },
         "worth of each latent": {
@@ -273,7 +278,7 @@ def latent_tables(latents: Sequence[Record]) -> list[tuple[str, list[str], list[
 
 
 def _flag(record: Record, key: str) -> str:
-    return {None: NONE, True: "yes", False: "-"}[record[key]]
+    return {None: NONE, True: "yes", False: "-"}[record.get(key)]
 
 
 def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
@@ -338,7 +343,7 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
             "variance loss, a pixel",
             f"images {loss['var_x']:.5f} - {made} {loss['var_xhat']:.5f} = {loss['gap']:.5f}; "
             f"mse {loss['mse']:.5f}"
-            + ("" if loss["var_generated"] is None else f"; samples {loss['var_generated']:.5f}"),
+            + ("" if loss["var_generated"] is None else f"; samples from {prior} {loss['var_generated']:.5f}"),
         )
     if numbers.get("gamma") is not None:
         add("gamma, the best Gaussian sigma", f"{numbers['gamma']:.4f}")
@@ -371,6 +376,38 @@ def leak_table(found: Mapping[str, Any], latents: Sequence[Record]) -> Table:
         f"{found['size']} images); next: the second largest as a share of the largest"
     )
     return Table(title, headers, rows, styles)
+
+
+def settings_texts(results: Sequence[metrics.Result]) -> list[str]:
+    """How each metric was estimated, those with the same settings together, and the versions at work; without what is
+    said of all of them, the images, latents and factors."""
+    by_text: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
+    for result in results:
+        if result.score is None:
+            continue
+        shown = []
+        for key, value in result.score.settings.items():
+            if key in ("images", "latents", "factors", "seed"):
+                continue
+            if key == "scikit-learn":
+                versions[key] = str(value)
+            else:
+                shown.append(f"{key.replace('_', ' ')} {_setting(value)}")
+        by_text.setdefault(", ".join(shown), []).append(result.name)
+    found = [f"{', '.join(names)}: {text or 'nothing to set'}" for text, names in by_text.items()]
+    versions = {**extras.versions(), **versions}
+    return [*found, ", ".join(f"{name} {number}" for name, number in versions.items())] if found else []
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "/".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def metric_rows(results: Sequence[metrics.Result], digits: int = 4) -> list[list[str]]:

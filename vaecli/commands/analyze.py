@@ -11,7 +11,7 @@ from vaecli import data, registry
 from vaecli import device as devices
 from vaecli import output as streams
 from vaecli.analysis import analyze as analysis
-from vaecli.analysis import codes, diagnosis, metrics, tables
+from vaecli.analysis import codes, diagnosis, metrics, tables, told
 from vaecli.analysis import control as controls
 from vaecli.analysis.analyze import Analysis, CodesAnalysis
 from vaecli.analysis.quality import NOTHING, Request
@@ -176,10 +176,9 @@ def _latents(found: Analysis | CodesAnalysis) -> None:
     """The latents on a terminal."""
     for table in tables.level_tables(found.stats, [], found.latents):
         streams.table(table.headers, table.rows, styles=table.styles, title=table.title)
-    if found.diagnosis:
-        styles = ["dim" if record["status"] in tables.DIM else None for record in found.latents]
-        for title, headers, rows in tables.latent_tables(found.latents):
-            streams.table(headers, rows, styles=styles, title=title)
+    styles = ["dim" if record["status"] in tables.DIM else None for record in found.latents]
+    for title, headers, rows in tables.latent_tables(found.latents):
+        streams.table(headers, rows, styles=styles, title=title)
 
 
 def _rest(
@@ -210,6 +209,12 @@ def _rest(
             streams.table((title, ""), rows, to_stderr=to_stderr, left=2)
     if found.results and with_metrics:
         streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr)
+    if found.factors:
+        streams.table(told.HEADERS, told.rows(found.factors), to_stderr=to_stderr)
+    if settings := tables.settings_texts(found.results):
+        say(f"settings of the metrics, seed {found.seed}:")
+        for line in settings:
+            say(f"  {line}")
     for result in found.results:
         for note in (*(() if result.score is None else result.score.notes), *filter(None, [result.problem])):
             say(f"  {result.name}: {note}")

@@ -146,6 +146,7 @@ def gather(analysed: Analysis, command: str, full: bool = False) -> html.Content
             for what, text in (tables.diagnosis_rows(analysed.diagnosis) if analysed.diagnosis else ())
         },
         results=analysed.results,
+        factors=analysed.factors,
         environment={} if folder is None else environment(_read(folder / "run.json")),
         source={
             "name": source.name,

@@ -3,7 +3,6 @@
 import hashlib
 import json as json_format
 import math
-import platform
 import re
 import shlex
 import statistics
@@ -16,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vaecli import __version__, output, presets, registry
+from vaecli import extras, output, presets, registry
 from vaecli.errors import ConfigError, FailedVerdict, VaeError
 from vaecli.presets import rows
 from vaecli.presets.rows import Row
@@ -134,7 +133,7 @@ def _reproduce(row: Row, seeds: Sequence[int], budget: str | None, parent: Path)
         },
         "data": _data(answers), "seconds": round(time.monotonic() - started, 1),
         "found_again": sum(Path(run).name in there for runs, _ in trained for run in runs.values()),
-        "versions": {"vae": __version__, "python": platform.python_version(), **_versions()},
+        "versions": extras.versions(),
     }  # fmt: skip
 
 
@@ -192,12 +191,6 @@ def _data(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data sets that were measured over, each once."""
     found = [answer["data"] for answer in answers.values() if "data" in answer]
     return [data for i, data in enumerate(found) if isinstance(data, dict) and data not in found[:i]]
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in ("torch", "numpy")}
 
 
 def _vae(arguments: Sequence[str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Model(GaussianVAE):
         self.log_gamma_z = nn.Parameter(torch.tensor(config.gamma_z).log())
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # whether the second stage has, as it is kept
         self.second = False  # the same: what a program is recorded by must not be read from a tensor
-        self.register_load_state_dict_post_hook(_recall)
+        self.register_load_state_dict_post_hook(_recall)  # type: ignore[no-untyped-call]
 
     # ---- training
 

@@ -51,6 +51,7 @@ class Content:
     leak: Mapping[str, Any] | None = None  # `analysis.leak.table`
     diagnosis: Mapping[str, str] = field(default_factory=dict)
     results: Sequence[Result] = ()
+    factors: Sequence[Mapping[str, Any]] = ()  # as `analysis.told` has them
     environment: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     computed: Mapping[str, Any] = field(default_factory=dict)
@@ -87,6 +88,7 @@ def render(content: Content) -> str:
             () if varied is None else varied.factor_names,
             order,
             content.active,
+            content.factors,
         ),
         tables.leaks(content.leak, content.latents),
         tables.metrics(content.results),

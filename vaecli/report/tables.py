@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vaecli.analysis import told
 from vaecli.analysis.codes import Array
 from vaecli.analysis.metrics import Result
 from vaecli.report import charts
@@ -20,6 +21,7 @@ HEADINGS = {
     "share": "of variance", "mean_mu": "mean μ", "var_mu": "var μ", "mean_sigma2": "mean σ²", "kl": "KL (nats)",
     "mean_sigma": "mean sd", "ks": "KS", "marginal_kl": "KL of q(z) (nats)", "range_low": "1 % of q(z)",
     "range_high": "99 % of q(z)", "rho2_10": "ρ² 10 %", "rho2_50": "ρ² 50 %", "rho2_90": "ρ² 90 %",
+    "best_factor": "tells most of", "best_factor_nmi": "NMI with it",
     "gain": "gain (nats)", "prior_gain": "gain by prior (nats)", "sensitivity": "|∂x/∂z|",
 }  # fmt: skip
 RULE = "inactive_"
@@ -148,10 +150,12 @@ def matrices(
     factors: Sequence[str],
     order: Sequence[int],
     active: Sequence[int],
+    by_factor: Sequence[Mapping[str, Any]] = (),
 ) -> Section | None:
     """Latents against factors: the variance explained, and the matrices of the metrics, each drawn once.
 
-    `latents` are all of them in index order, `order` the order of the rows; those not in `active` stay without colour.
+    `by_factor` are the records of `analysis.told`, `latents` all of them in index order, `order` the order of the
+    rows; those not in `active` stay without colour.
     """
     rows = list(order[:MOST_ROWS])
     names, plain = [latents[d] for d in rows], [d not in active for d in rows]
@@ -190,7 +194,19 @@ def matrices(
         if others
         else None
     )
-    return section("matrices", "Latents against factors", about, tag("div", *parts, class_="pair"), more)
+    best = _best_two(by_factor) if len(factors) > 1 else None
+    return section("matrices", "Latents against factors", about, tag("div", *parts, class_="pair"), best, more)
+
+
+def _best_two(by_factor: Sequence[Mapping[str, Any]]) -> Html | None:
+    if not by_factor:
+        return None
+    caption = (
+        "The two latents that tell most of each factor: mutual information of binned means over the factor's entropy "
+        "(NMI), and the gap between them, whose mean is MIG; informativeness is the accuracy of DCI's predictor."
+    )
+    cells = [[Cell(text) for text in row] for row in told.rows(by_factor)]
+    return table(told.HEADERS, cells, caption, numeric=(False, False, True, False, True, True, True))
 
 
 def leaks(found: Mapping[str, Any] | None, latents: Sequence[Mapping[str, Any]]) -> Section | None:

@@ -1,7 +1,5 @@
 """What changes while training, apart from the weights: optimizers, the step, sums of what is logged; and its stages."""
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -66,20 +64,6 @@ def stage_at(all_stages: list[Stage], step: int) -> Stage:
     return next((stage for stage in all_stages if step < stage.end), all_stages[-1])
 
 
-@functools.cache
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """torch's optimizers import its compiler, only to tell it to leave them alone: 1.4 seconds and 120 MB of memory.
-
-    Nothing is compiled here. So the methods get the mark that the compiler would give them, and a step is made without
-    the wrapper around it. Where a version of torch is built otherwise, the import happens.
-    """
-    for method in vars(torch.optim.Optimizer).values():
-        original = getattr(method, "__wrapped__", None)
-        if inspect.isfunction(method) and original is not None:
-            original.__dict__.setdefault("__dynamo_disable", original)
-    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
-
-
 def make_optimizer(
     parameters: list[torch.nn.Parameter], config: OptimConfig, undecayed: Sequence[torch.nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
@@ -106,7 +90,7 @@ def make_optimizer(
             {"params": [p for p in parameters if id(p) not in spared], "decays": True},
             {"params": [p for p in parameters if id(p) in spared], "decays": False, "weight_decay": 0.0},
         ]
-    optimizer = _without_compiler(kinds[config.name])(
+    optimizer = optimizers.without_compiler(kinds[config.name])(
         groups, **common, **settings, **extra, **({"fused": True} if fused else {})
     )
     if extra:  # the first steps are made without a graph, on purpose: no warning about it
