@@ -21,7 +21,7 @@ def run(script: str, *args: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_speed(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
     out = run(
@@ -39,7 +39,7 @@ def test_folder() -> None:
     assert re.findall(r"^(jpg|png): ours [\d,]+ images/s", out, flags=re.M) == ["jpg", "png"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_larger_than_memory(tmp_path: Path) -> None:
     out = run(
         "larger_than_memory.py", tmp_path, "--gb", 0.01, "--images", 600, "--steps", 10, "--rounds", 1,

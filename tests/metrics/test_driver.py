@@ -202,7 +202,7 @@ def test_without_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert both[1].score is not None and both[1].score.value == pytest.approx(1)
 
 
-MINE = ["mig", "mig-exact", "mig-sup", "aam", "jemmig", "dcimig", "modularity", "infomec", "edi"]
+MINE = ["mig", "mig-exact", "mig-sup", "aam", "jemmig", "dcimig", "med", "modularity", "infomec", "edi"]
 UNSUPERVISED = ["gaussian-total-correlation", "wasserstein-correlation", "mutual-information-score"]
 
 

@@ -17,6 +17,7 @@ from vaecli.analysis.metrics import (
     gaussian_total_correlation,
     infomec,
     jemmig,
+    med,
     mig,
     mig_exact,
     mig_sup,
@@ -259,6 +260,7 @@ KNOWN = {
     "aam": (1, 1, 0, 0, 1 / 4, 2 / 4),
     "jemmig": (1, 1, sum(EMPTY) / K, sum(EMPTY) / K, (1 + sum(OF_ONE)) / K, (2 + sum(OF_TWO)) / K),
     "dcimig": (1, 1, 1, 0, H[3] / sum(H), (H[0] + H[1]) / sum(H)),
+    "med": (1, 1, 1, 0, 1, 1),
     "modularity": (1, 1, 1, 0, 1, 1),
     "mutual-information-score": (0, 0, sum(H) * 2 / (8 * 7), 0, math.nan, 0),
     "gaussian-total-correlation": (0, 0, math.inf, 0, 0, 0),
@@ -291,6 +293,21 @@ def test_jemmig_punishes_a_latent_that_holds_more_than_its_factor() -> None:
     expected = [1 - (j - i) / (h + math.log(20)) for j, h, i in zip(joint, H, measure(codes, 0).mi_DK[0], strict=True)]
     assert value("jemmig", codes) == pytest.approx(np.mean(expected), abs=1e-3)
     assert value("jemmig", codes) < value("mig", codes)
+
+
+def test_med_weighs_latents_and_factors_by_their_information() -> None:
+    """By hand from a matrix of mutual informations: two latents of which one holds two factors alike."""
+    factors_NK = known.grid((4, 4))
+    both, first = factors_NK[:, 0] * 4 + factors_NK[:, 1], factors_NK[:, 0]
+    codes = known.made(np.stack([both, first], axis=1).astype(float), factors_NK)
+    found = med.score(codes, 0)
+    h = math.log(4)
+    np.testing.assert_allclose(found.matrices["mutual_information"], [[h, h], [h, 0]], atol=1e-9)
+    # The first latent, of 2/3 of all information, concentrates on nothing; so does the first factor.
+    assert found.values["disentanglement"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found.values["completeness"] == pytest.approx(1 / 3, abs=1e-6)
+    duplicated = med.score(known.duplicated(), 0).values["completeness"]
+    assert duplicated == pytest.approx(1 - math.log(2) / math.log(2 * K), abs=1e-3)
 
 
 def test_a_single_factor() -> None:

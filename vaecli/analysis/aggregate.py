@@ -407,7 +407,7 @@ def classifier(
     with aside(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(derive(seed, "classifier"))
         net = nn.Sequential(nn.Linear(mean_ND.shape[1], 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
-        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=5e-3, weight_decay=1e-3)
+        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=5e-3, weight_decay=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             index = torch.randint(2 * m, (512,))

@@ -252,7 +252,7 @@ def classifier(z_ND: Tensor, label_N: Tensor, hidden: int = 0, seed: int = 0, st
         x_ND = x_ND.clone()
         layers = [nn.Linear(x_ND.shape[1], hidden), nn.ReLU()] if hidden else []
         net = nn.Sequential(*layers, nn.Linear(hidden or x_ND.shape[1], values))
-        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=2e-2, weight_decay=1e-3)
+        optimizer = without_compiler(torch.optim.AdamW)(net.parameters(), lr=2e-2, weight_decay=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-2, total_steps=steps)
         for _ in range(steps):
             index = train[torch.randint(len(train), (min(512, len(train)),))]

@@ -2,7 +2,7 @@
 
 Eastwood & Williams, "A Framework for the Quantitative Evaluation of Disentangled Representations" (2018), section 2,
 with the predictor and the informativeness (test accuracy) of disentanglement_lib: gradient boosting with
-scikit-learn's defaults, here in an implementation some twenty times faster than its own (`dci-sklearn`). With R the
+scikit-learn's defaults, here in an implementation of our own (`dci-sklearn` runs scikit-learn's). With R the
 importance of latent d for factor k,
 
     disentanglement = sum_d w_d (1 - H_K(R_d / sum_k R_dk)),  w_d = sum_k R_dk / sum R,
@@ -48,22 +48,27 @@ def score(codes: Codes, seed: int) -> Score:
 
 def summarise(importance_DK: Array, accuracy_K: Array, settings: Mapping[str, Any]) -> Score:
     """The three values of a matrix of importances (each column summing to 1, or to 0) and the accuracies."""
-    latents, factors = importance_DK.shape
     values = {
-        "disentanglement": _concentration(importance_DK),
-        "completeness": _concentration(importance_DK.T),
+        "disentanglement": concentration(importance_DK),
+        "completeness": concentration(importance_DK.T),
         "informativeness": float(accuracy_K.mean()),
     }
+    matrices = {"importance": importance_DK, "accuracy": accuracy_K[None, :]}
+    return Score(values, settings, matrices, single(importance_DK))
+
+
+def single(importance_DK: Array) -> tuple[str, ...]:
+    """What is to be said of a single latent or factor."""
+    latents, factors = importance_DK.shape
     notes = []
     if factors == 1:
         notes.append("disentanglement compares factors, and there is only one.")
     if latents == 1:
         notes.append("completeness compares latents, and there is only one.")
-    matrices = {"importance": importance_DK, "accuracy": accuracy_K[None, :]}
-    return Score(values, settings, matrices, tuple(notes))
+    return tuple(notes)
 
 
-def _concentration(importance: Array) -> float:
+def concentration(importance: Array) -> float:
     """1 where each row has one entry, 0 where its entries are equal; the mean is weighted by the sums of the rows."""
     columns = importance.shape[1]
     if columns == 1:
