@@ -1,7 +1,7 @@
 """MED: DCI's disentanglement and completeness with mutual information as the importance; nothing is trained.
 
-Cao et al., "An Empirical Study on Disentanglement of Negative-free Contrastive Learning" (2022); the information is that
-of binned means (20 bins, as MIG's), in nats, and the entropies are those of `dci`.
+Cao et al., "An Empirical Study on Disentanglement of Negative-free Contrastive Learning" (2022); the information is
+that of binned means (20 bins, as MIG's), in nats, and the entropies are those of `dci`.
 """
 
 from vaecli.analysis.metrics._information import measure
