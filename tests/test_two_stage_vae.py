@@ -22,8 +22,11 @@ from torch import distributions as td
 
 from vaecli import config as configs
 from vaecli import data, models
+from vaecli.analysis import probes
+from vaecli.analysis.draws import Source
 from vaecli.batch import Batch, DataInfo
 from vaecli.config import tree as trees
+from vaecli.data.base import Dataset, Floats
 from vaecli.data.squares import Config as Squares
 from vaecli.errors import ConfigError
 from vaecli.models import beta_vae, two_stage_vae
@@ -334,6 +337,21 @@ def test_the_second_stage_draws_where_codes_lie_and_the_first_does_not() -> None
     assert float(mmd2(both, codes, "rbf")) < exact / 8
     between = [float((z[:, 0].abs() < 0.75).double().mean()) for z in (both, first, codes)]
     assert between[2] == 0 and between[0] < 0.15 and between[1] == pytest.approx(math.erf(0.75 / 2**0.5), abs=0.05)
+
+
+@torch.no_grad()
+def test_the_variance_loss_of_the_codes() -> None:
+    """As of images, one stage up: Var z, Var z^ and mse_z of z^ = decoder'(encoder'(z)), every net at its means."""
+    model, x = build().float().eval(), batch(400).x_BCHW.float()
+    view = Dataset(INFO, Floats(x), None, {"all": torch.arange(400)}).split("all")
+    (found,) = probes.variance_loss(Source(model), view).levels
+    z = model.encoder(x)[:, :3].double()
+    u = model.up(z.float()).chunk(2, dim=1)[0]
+    back = model.down(u).double()
+    assert found.level == "z"
+    assert found.var_z == pytest.approx(float(z.var(dim=0, correction=0).mean()), rel=1e-6)
+    assert found.var_zhat == pytest.approx(float(back.var(dim=0, correction=0).mean()), rel=1e-6)
+    assert found.mse == pytest.approx(float((z - back).square().mean()), rel=1e-6)
 
 
 @torch.no_grad()

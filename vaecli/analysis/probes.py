@@ -22,6 +22,7 @@ from vaecli.analysis.traversal import followers, movers
 from vaecli.batch import Batch
 from vaecli.data.base import SplitView
 from vaecli.models.base import Hyper, Model, NoPrior
+from vaecli.objectives import distributions
 from vaecli.speed.optimizers import without_compiler
 
 DECODES = 20_000  # images decoded by a probe that goes through the latents
@@ -156,6 +157,17 @@ def latent_images(latents: int) -> int:
 
 
 @dataclass(frozen=True)
+class LevelLoss:
+    """The same of a level's codes z against z^ = E[z | the levels above at their inferred means], means over latents:
+    of a second stage, Var z, Var z^ and mse_z."""
+
+    level: str
+    var_z: float
+    var_zhat: float
+    mse: float
+
+
+@dataclass(frozen=True)
 class VarianceLoss:
     """Means over pixels of variances over images: reconstructions x^ = E[x|z = E[z|x]] vary less than images do.
 
@@ -173,6 +185,7 @@ class VarianceLoss:
     var_generated: float | None  # of E[x|z], z from the prior or the density in its place; None without one
     sampled_mse: float  # of E[x|z], z from q(z|x)
     images: int
+    levels: tuple["LevelLoss", ...] = ()
 
     @property
     def gap(self) -> float:
@@ -198,6 +211,8 @@ def variance_loss(
     """The variance-loss terms over random images; `advance` is told the images of each batch."""
     model = source.model
     x, xhat, r, r2, product, made, sampled = (Moments() for _ in range(7))
+    below = [level for level in model.inferred if level.kind == "gaussian" and not level.standard]
+    codes = {level.name: (Moments(), Moments(), Moments()) for level in below if len(model.inferred) > 1}
     with torch.inference_mode():
         for batch in random_batches(view, images, batch_size, seed):
             x_BCHW = batch.x_BCHW.to(model.device)
@@ -217,6 +232,12 @@ def variance_loss(
                 drawn = model.infer(x_BCHW, sample=True)
                 again_BP = model.image(model.complete(drawn.values)).flatten(1).cpu().double()
                 sampled.add((x_BP - again_BP).square().mean(dim=1))
+            for name, moments in codes.items():
+                z_BD = found.values[name].flatten(1).cpu().double()
+                above = model.p(name, found.values, len(z_BD))
+                zhat_BD = distributions.moments(above)[0].flatten(1).cpu().double()
+                for moment, values in zip(moments, (z_BD, zhat_BD, (z_BD - zhat_BD).square()), strict=True):
+                    moment.add(values)
             device.seed(seed, "variance of samples", x.n)
             with contextlib.suppress(NoPrior):
                 made.add(model.image(source.draw(len(x_BP))).flatten(1))
@@ -234,6 +255,10 @@ def variance_loss(
         float(made.variance.mean()) if made.n else None,
         float(sampled.mean),
         x.n,
+        tuple(
+            LevelLoss(name, float(z.variance.mean()), float(zhat.variance.mean()), float(error.mean.mean()))
+            for name, (z, zhat, error) in codes.items()
+        ),
     )
 
 

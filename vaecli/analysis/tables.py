@@ -345,6 +345,12 @@ def diagnosis_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
             f"mse {loss['mse']:.5f}"
             + ("" if loss["var_generated"] is None else f"; samples from {prior} {loss['var_generated']:.5f}"),
         )
+        for level in loss["levels"]:
+            add(
+                f"variance loss of {level['level']} given the levels above, a latent",
+                f"codes {level['var_z']:.5f} - expected {level['var_zhat']:.5f} = "
+                f"{level['var_z'] - level['var_zhat']:.5f}; mse {level['mse']:.5f}",
+            )
     if numbers.get("gamma") is not None:
         add("gamma, the best Gaussian sigma", f"{numbers['gamma']:.4f}")
     if (order := numbers.get("pixel_order")) is not None and order["sentence"] is not None:
