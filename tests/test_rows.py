@@ -89,7 +89,7 @@ def test_every_kind_and_every_claim_is_there() -> None:
         assert any(name.startswith(start) for name in NAMES), start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_linear_vae_on_digits_holds(vae: Callable[..., Result]) -> None:
     pytest.importorskip("sklearn")
     done = vae("reproduce", "linear-vae-digits", "-o", "runs", "--json", "-q")
@@ -98,7 +98,7 @@ def test_the_linear_vae_on_digits_holds(vae: Callable[..., Result]) -> None:
     assert record["obtained"]["elbo_10"]["mean"] == pytest.approx(17.4519, abs=5e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_xyobject_is_the_published_set(vae: Callable[..., Result]) -> None:
     done = vae("reproduce", "xyobject-hash", "--json", "-q")
     assert done.code == 0 and json.loads(done.out)["rows"][0]["verdict"] == "holds"
