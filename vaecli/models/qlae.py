@@ -64,7 +64,7 @@ class Model(NetModel):
     def values(self, rank_BD: Tensor) -> Tensor:
         """The values of these ranks, (B, D)."""
         sorted_DV = self.codebook_DV.sort(dim=1).values
-        return sorted_DV.expand(len(rank_BD), -1, -1).gather(2, rank_BD.unsqueeze(2)).squeeze(2)
+        return sorted_DV.expand(rank_BD.shape[0], -1, -1).gather(2, rank_BD.unsqueeze(2)).squeeze(2)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         return self.network(self.encoder, x_BCHW)
