@@ -15,7 +15,6 @@ from vaecli.densities import base
 from vaecli.nets.stochastic import Shortcut
 from vaecli.objectives import terms
 from vaecli.settings.section import Positive, PositiveInt, Width
-from vaecli.speed.optimizers import without_compiler
 
 
 class Config(base.DensityConfig):
@@ -56,7 +55,7 @@ class Density(base.Density):
         self.mean_D.copy_(codes_ND.mean(dim=0))
         self.scale_D.copy_(codes_ND.std(dim=0, correction=0).clamp(min=1e-12))
         z_ND = ((codes_ND - codes_ND.mean(dim=0)) / codes_ND.std(dim=0, correction=0).clamp(min=1e-12)).float()
-        optimizer = without_compiler(torch.optim.Adam)(self.parameters(), lr=self.config.lr)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.lr)
         steps = self.config.steps
         for step in range(steps):
             if stop():
