@@ -14,11 +14,11 @@ from torch import Tensor
 from vaecli import data
 from vaecli.analysis import advice, diagnosis, tables
 from vaecli.analysis.advice import Evidence
-from vaecli.analysis.analyze import varying_factors
 from vaecli.analysis.codes import make as make_codes
 from vaecli.analysis.diagnosis import Verdict, verdict, warn_while_training, with_past
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.statistics import Moments, Statistics
+from vaecli.analysis.told import varying_factors
 from vaecli.batch import Batch, DataInfo
 from vaecli.errors import InputError
 from vaecli.models import annealed_vae

@@ -224,7 +224,9 @@ def test_updates_of_a_step_share_their_codes() -> None:
     shared = codes(model(), step * 2)
     assert all(torch.equal(shared[0], one) for one in shared[:3])
     assert all(torch.equal(shared[3], one) for one in shared[3:]) and not torch.equal(shared[0], shared[3])
-    for others in (codes(model(redraw=True), step), codes(model().eval(), step)):
+    trained = model()
+    codes(trained, step)
+    for others in (codes(model(redraw=True), step), codes(trained.eval(), step)):
         assert not any(torch.equal(others[i], others[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 

@@ -33,7 +33,6 @@ from vaecli.analysis.diagnosis import Evidence, Verdict
 from vaecli.analysis.draws import Source
 from vaecli.analysis.gathering import latent_statistics, limited
 from vaecli.analysis.likelihood import Nll
-from vaecli.analysis.metrics._information import entropies, mutual_information, sample
 from vaecli.analysis.statistics import Statistics
 from vaecli.batch import at_once
 from vaecli.data.base import Dataset, SplitView
@@ -43,7 +42,6 @@ from vaecli.training.checkpoint import Loaded
 
 TESTED = 10_000  # draws each of q(z) and p(z) on which the classifier is tested, and as many to train it
 BIASED = 10_000  # images, of so few histograms have a bias that shows
-TELLING = 0.1  # of its entropy: factors of which one tells so much of another do not vary each for itself
 COMPARED = 2_000  # draws each for the MMD
 
 SHAPE = (
@@ -67,7 +65,7 @@ class Analysis:
     codes: Codes | None = None  # where metrics or the diagnosis needed them
     diagnosis: dict[str, Any] = field(default_factory=dict)
     results: list[metrics.Result] = field(default_factory=list)
-    factors: list[dict[str, Any]] = field(default_factory=list)  # `told.Told.factors`, where there are metrics
+    factors: list[dict[str, Any]] = field(default_factory=list)  # as `told.measure` has them, where there are metrics
     judged: quality.Quality = field(default_factory=quality.Quality)
 
     def record(self) -> dict[str, Any]:
@@ -196,11 +194,9 @@ def analyze(
             streams.notice(f"metrics of {len(seen):,} images say little, as the columns chance and ceiling show")
     compared = _numbers(seen, stats)
     results = _metrics(metric_names, compared, seed, lenient)
-    about_factors = told.measure_all(compared, results, seed)
-    latents = [{**record, **about_factors.latents.get(record["latent"], {})} for record in latents]
+    latents, factors = told.measure(compared, latents, results, seed)
     if seen is codes:  # of the same images
         results = pca_row.beside(results, view, images, seed)
-    factors = about_factors.factors
     return Analysis(loaded, dataset, view, seed, stats, verdict, latents, codes, numbers, results, factors, judged)
 
 
@@ -234,32 +230,13 @@ def analyze_codes(
             numbers["leak"] = leak.table(lambda index_B: mean_ND[index_B], labels_NK, codes.factor_names, names, seed)
         latents = _with_columns(latents, {**columns, **rules})
         evidence = _evidence(None, {}, numbers)
-    verdict = diagnosis.verdict(stats, names, factors=varying_factors(codes), evidence=evidence)
+    verdict = diagnosis.verdict(stats, names, factors=told.varying_factors(codes), evidence=evidence)
     # What to try first is advice about a training, and nothing is known of how these codes were made.
     found = [sentence for sentence in verdict.sentences if not sentence.startswith(("First", "Then"))]
     verdict = Verdict(verdict.name, found)
     results = _metrics(metric_names, every, seed, lenient)
-    about_factors = told.measure_all(every, results, seed)
-    latents = [{**record, **about_factors.latents.get(record["latent"], {})} for record in latents]
-    return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results, about_factors.factors)
-
-
-def varying_factors(codes: Codes) -> int | None:
-    """How many factors vary, where each varies whatever the others do, as in a grid; None where one tells of another
-    (its mutual information with it is above a tenth of its entropy, more than by chance): classes and attributes do not
-    say what varies, nor does a single factor."""
-    if codes.factors_NK is None or len(codes.varying) < 2:
-        return None
-    labels_NK = sample(codes.factors_only(codes.varying), 0).factors_NK
-    assert labels_NK is not None
-    columns_NK = np.stack([np.unique(column, return_inverse=True)[1] for column in labels_NK.T], axis=1)
-    least_KK = np.minimum.outer(entropies(columns_NK), entropies(columns_NK))
-    rng = np.random.default_rng(0)
-    chance_SKK = np.stack([mutual_information(columns_NK, rng.permutation(columns_NK)) for _ in range(8)])
-    telling_KK = mutual_information(columns_NK, columns_NK) - chance_SKK.mean(axis=0)
-    np.fill_diagonal(telling_KK, 0.0)
-    far_KK = np.maximum(TELLING * least_KK, 5 * chance_SKK.std(axis=0))
-    return None if (telling_KK > far_KK).any() else len(codes.varying)
+    latents, factors = told.measure(every, latents, results, seed)
+    return CodesAnalysis(codes.source, seed, stats, verdict, latents, codes, numbers, results, factors)
 
 
 def _say_part_of_grid(dataset: Dataset, images: int) -> None:

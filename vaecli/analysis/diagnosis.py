@@ -36,8 +36,7 @@ ONE_IMAGE = "One image cannot show which latents depend on the image; give more.
 FEW_LINES = 5  # of a run's log, whose mean ELBO is compared
 FALLEN_NATS, FALLEN = 1.0, 0.05  # a held-out ELBO is worse by far by so many nats and this share of the best
 LONGER = "train longer"  # the advice that no overfitted run is given
-FEW_TO_COUNT = 20  # with fewer, their own mean image is too near to each of them to be a rival, and latents that
-# depend on the image may be alike by chance
+FEW_TO_COUNT = 20  # with fewer their mean image is near to each of them, and a latent may be the same by chance
 SEPARABLE = 0.95  # AUC of a classifier between q(z) and p(z), two errors below it
 FAR_MOMENTS = 2.0  # nats in KL(N(mean, cov of q) || p): as far as a shift of two standard deviations
 OFF_SCALE = 0.5  # the same, nats a latent: a variance of 3.4 or 0.24 in every one

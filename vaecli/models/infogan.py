@@ -137,10 +137,8 @@ class Model(Base):
         ]
 
     def loss(self, batch: Batch, hyper: Hyper, player: str = "discriminator") -> dict[str, Term]:
-        if player == "generator" and self._drawn is not None and not self.config.redraw:
-            drawn = self._drawn
-        else:
-            drawn = self.draw(len(batch.x_BCHW))
+        repeated = self._drawn if player == "generator" and self.training and not self.config.redraw else None
+        drawn = self.draw(len(batch.x_BCHW)) if repeated is None else repeated
         sd = hyper["instance_noise"]
         if player == "generator":
             with frozen(self.trunk, self.verdict, self.coder):
