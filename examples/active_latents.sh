@@ -4,7 +4,9 @@
 set -eu
 run=$1
 out=$2
-dims=$(vae analyze --quiet "$run" 2>/dev/null | awk -F '\t' '$NF == "active" { print "--dim", $1 }')
+dims=$(vae analyze --quiet "$run" 2>/dev/null | awk -F '\t' '
+    NR == 1 { for (i = 1; i <= NF; i++) if ($i == "status") status = i }
+    $status == "active" { print "--dim", $1 }')
 [ -n "$dims" ] || { echo "no latent of $run is active" >&2; exit 1; }
 # shellcheck disable=SC2086  # the words of $dims are separate arguments
 vae traverse "$run" $dims -o "$out"

@@ -167,6 +167,7 @@ def test_class_normal_adds_the_effects_of_several_labels() -> None:
 def test_class_normal_uses_so_many_labels_class_by_class() -> None:
     codes_ND, kind_NK = of_three_kinds(600)
     density = fitted({"name": "class-normal", "labelled": 30}, codes_ND, kind_NK)
+    assert density.used == 30
     assert (density.share_C * 30).tolist() == pytest.approx([10, 10, 10])
     assert density.config.covariance == "own"
     assert fitted({"name": "class-normal", "labelled": 9}, codes_ND, kind_NK).config.covariance == "shared"

@@ -182,3 +182,9 @@ def test_of_several_levels_it_says_which(vae: Callable[..., Result]) -> None:
     assert vae(*line, "--name", "t").code == 0
     assert vae("density", "runs/t", "--fit", "normal", "-q").code == 0
     assert "fitted to 456 codes of u and z (squares train)" in vae("density", "runs/t").out
+
+
+def test_a_density_of_a_few_labels_says_how_many_codes_it_is_of(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    few = ("-S", "labelled=50", "-S", "factors=[size]")
+    told = json.loads(vae("density", tiny_run, "--fit", "class-normal", *few, "--json").out)
+    assert told["fitted_on"] == "50 codes (squares train)"

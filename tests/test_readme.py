@@ -94,6 +94,12 @@ def test_sweep_and_active_latents(shell: Callable[..., str], tmp_path: Path, vae
     assert trained.code == 0
     shell("active_latents.sh", tmp_path / "runs" / "a", tmp_path / "a.gif")
     assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF8")
+    # Of several levels the status is not the last column.
+    levels = ("--data", "squares", "--model", "two-stage-vae", "--latent-dim", 3, "-S", "model.second_hidden=[8]")
+    small = ("-S", "model.net={name: mlp, hidden: [64]}", "--steps", 600, "--lr", "0.003", "-q")
+    assert vae("train", *levels, *small, "--runs-dir", "runs", "--name", "b").code == 0
+    shell("active_latents.sh", tmp_path / "runs" / "b", tmp_path / "b.gif")
+    assert (tmp_path / "b.gif").read_bytes().startswith(b"GIF8")
 
 
 @pytest.mark.slow

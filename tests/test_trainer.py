@@ -183,14 +183,21 @@ def test_what_blew_up_takes_no_sound_weights_along(vae: Callable[..., Result]) -
     assert done.code == 4, done.err
     named = re.search(r"--init-from (\S+)", done.err)
     assert named is not None and json.loads(vae("info", named[1], "--json").out)["step"] == 20
-    assert vae("train", *TINY, "--model", "vae", "--init-from", named[1], "--steps", 5).code == 0
+    again = re.search(r"vae (train -c \S+ --init-from \S+)", done.err)  # as the hint has it
+    assert again is not None and vae(*again[1].split(), "-S", "optim.lr=1e-3", "--steps", 5).code == 0
 
 
 def test_a_divergence_before_anything_was_saved_keeps_the_last_finite_weights(vae: Callable[..., Result]) -> None:
     lr = "optim.lr={schedule: piecewise, points: [[0, 1e-3],[20, 1e-3],[24, 1e6]]}"
     done = vae("train", *TINY, "--model", "vae", "-S", lr, "--steps", 400, "--runs-dir", "runs", "--name", "e")
-    assert done.code == 4 and "--init-from runs/e" in done.err
+    assert done.code == 4 and "-c runs/e/config.yaml --init-from runs/e" in done.err.replace("\n", " ")
     assert vae("info", "runs/e").code == 0
+    assert "no weights that were saved are sound" in done.err  # the loss is a thousand times what it was
+
+
+def test_weights_that_blew_up_at_once_are_not_called_sound(vae: Callable[..., Result]) -> None:
+    done = vae("train", *TINY, "--model", "vae", "--lr", 1e6, "--steps", 200, "--runs-dir", "runs", "--name", "f")
+    assert done.code == 4 and "no weights that were saved are sound" in done.err and "last sound" not in done.err
 
 
 def test_best_by_validation_stays_beside_the_newest(vae: Callable[..., Result]) -> None:

@@ -13,7 +13,7 @@ from vaecli import __version__, output, paths, presets, registry
 from vaecli.errors import MachineError
 
 LOW = 2e9  # bytes of free disk below which a run may not save
-EXTRAS = {"sklearn": "scikit-learn, for metrics that fit classifiers", "matplotlib": "PDF pictures"}
+EXTRAS = {"sklearn": "scikit-learn, for metrics that fit classifiers"}
 
 
 class Finding(NamedTuple):

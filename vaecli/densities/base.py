@@ -20,10 +20,12 @@ class DensityConfig(Section):
 class Density(nn.Module):
     """p(z) over D latents; its parameters and buffers are what is saved.
 
-    `labelled`: whether it is fitted to codes with labels, which it is `told`.
+    `labelled`: whether it is fitted to codes with labels, which it is `told`. `used`: how many of the codes it was
+    fitted to, where not to all.
     """
 
     labelled: ClassVar[bool] = False
+    used: int | None = None
 
     def __init__(self, config: DensityConfig, latents: int) -> None:
         super().__init__()

@@ -81,6 +81,7 @@ class Density(base.Density):
         if self._labels_NK is None:
             raise ConfigError("density class-normal is fitted to codes with labels, and there are none")
         rows = self._chosen_rows(self._labels_NK)
+        self.used = len(rows)
         labels_NK, z_ND = self._labels_NK[rows], codes_ND[rows]
         hot_NC = labels.one_hot(labels_NK, self.config.sizes).double()
         count_C = hot_NC.sum(dim=0)

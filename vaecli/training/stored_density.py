@@ -80,7 +80,8 @@ def fit(config: DensityConfig, model: Model, view: SplitView, seed: int, stop: S
         with output.progress("fitting", len(codes_ND)) as advance:
             density.fit(codes_ND, stopped, advance)
     of = f" of {' and '.join(level.name for level in model.levels)}" if len(model.levels) > 1 else ""
-    fitted_on = f"{len(codes_ND):,} codes{of} ({model.info.name} {view.name})"
+    count = len(codes_ND) if density.used is None else density.used
+    fitted_on = f"{count:,} codes{of} ({model.info.name} {view.name})"
     return Fitted(density, codes_ND, fitted_on, ended or stop.signal is not None)
 
 

@@ -187,7 +187,7 @@ def fit(
                     continue
                 _collect(run, model, config, state, data, recorded, reached)
         except Diverged as error:
-            if state.sound_step is not None and len(state.stages) == 1:
+            if len(state.stages) == 1:
                 # The last loss is from before the last update: what that led to is not known yet.
                 found = evaluate(model, held_out, config, state, stop) or {}
                 state.loss = found.get("loss") if found.get("loss") is not None else math.inf
@@ -300,11 +300,15 @@ def diverged(
 
 
 def remedy(run: RunDir, state: TrainState) -> str:
-    """What to try after a divergence, and what there is to go on from: the last weights that were sound."""
-    last = "there is no checkpoint to go on from"
-    if (run.checkpoints / "latest").exists():
-        sound = run.checkpoints / f"step-{state.sound_step or 0:08d}"
-        newest = sound.name == (run.checkpoints / "latest").resolve().name
-        start = sound if sound.is_dir() and not newest else run.path
-        last = f"to go on from the last sound weights with other settings, vae train --init-from {start}"
+    """What to try after a divergence, and what there is to go on from: the last weights that were sound, else those
+    that are finite, said to be no more."""
+    last, latest = "there is no checkpoint to go on from", run.checkpoints / "latest"
+    if latest.exists():
+        sound = None if state.sound_step is None else run.checkpoints / f"step-{state.sound_step:08d}"
+        if sound is not None and sound.is_dir():
+            start = run.path if sound.name == latest.resolve().name else sound
+            last = "to go on from the last sound weights with other settings"
+        else:
+            start, last = run.path, "no weights that were saved are sound; the last that are finite"
+        last = f"{last}: vae train -c {run.path / 'config.yaml'} --init-from {start}"
     return f"lower optim.lr, or set optim.grad_clip; {last}"
