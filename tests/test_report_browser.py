@@ -346,7 +346,7 @@ def test_it_can_be_walked_by_headings_and_tables(page: Browser) -> None:
     assert len(set(ids)) == len(ids) and links == [f"#{name}" for name in ids]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.environ.get("VAE_DATA_DIR"), reason="needs MNIST: set VAE_DATA_DIR")
 def test_mnists_report_fits_five_screens(page: Browser, tmp_path: Path) -> None:
     """Of 1200 by 900 pixels, with all it shows of twenty active latents."""

@@ -1,16 +1,22 @@
 """`vae reproduce`: rows are read strictly, judged by their tolerance, and never loosened by a budget."""
 
+import contextlib
+import io
 import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import HERE, Result
 
+from vaecli import cli, output
 from vaecli.commands import reproduce
 from vaecli.errors import ConfigError
 from vaecli.presets import rows
@@ -42,6 +48,26 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         path.write_text(text.format(kind=kind, judge=judge, steps=steps))
 
     return write
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a row run here: a process of its own for each takes most of a test's time."""
+
+    def run(line: list[str], stdout: int, check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert line[:4] == [sys.executable, "-P", "-m", "vaecli"] and stdout == subprocess.PIPE and not check
+        text, quiet, code = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), output.is_quiet(), 0
+        with contextlib.redirect_stdout(text), pytest.MonkeyPatch.context() as here:
+            here.setattr(sys, "argv", ["vae", *line[4:]])
+            try:
+                cli.main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+            text.flush()
+        monkeypatch.setattr(output, "_quiet", quiet)
+        return subprocess.CompletedProcess(line, code, text.buffer.getvalue())
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
 
 
 def test_every_row_of_ours_is_read() -> None:
@@ -87,22 +113,24 @@ def test_a_run_is_named_by_what_its_preset_says(monkeypatch: pytest.MonkeyPatch)
     assert reproduce._named_by(words) != names[0]
 
 
-@pytest.mark.parametrize(
-    "judge",
-    [
-        "- {value: latents, expected: 3.2, tolerance: 0.1}",
-        "- {value: latents, expected: 3.2, tolerance: 5 %}",
-        "- {less: [latents, minus]}",
-        "- {less: [minus, latents], by: 6.1}",
-    ],
-)
-def test_what_falls_short_is_exit_6(judge: str, row: Callable[..., None], vae: Callable[..., Result]) -> None:
-    row(judge=judge)
+SHORT = """- {value: latents, expected: 3.2, tolerance: 0.1}
+- {value: latents, expected: 3.2, tolerance: 5 %}
+- {less: [latents, minus]}
+- {less: [minus, latents], by: 6.1}"""
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_falls_short_is_exit_6(row: Callable[..., None], vae: Callable[..., Result]) -> None:
+    """By each kind of judgement; and one that holds beside it does not save the row."""
+    row(judge=f"{HOLDS}\n{SHORT}")
     done = vae("reproduce", "squares", "-o", "runs", "--json", "-q")
     assert done.code == 6 and "falls short" in done.err
-    assert json.loads(done.out)["rows"][0]["verdict"] == "falls short"
+    (record,) = json.loads(done.out)["rows"]
+    assert record["verdict"] == "falls short"
+    assert [check["holds"] for check in record["checks"]] == [True] * 2 + [False] * 4
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_budget_leaves_a_row_not_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
     """Even one that falls short: a training cut off says nothing."""
     row(judge="- {value: latents, expected: 9, tolerance: 0.1}", steps=10**7)
@@ -111,6 +139,7 @@ def test_a_budget_leaves_a_row_not_judged(row: Callable[..., None], vae: Callabl
     assert json.loads(done.out)["rows"][0]["verdict"] == "not judged"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_cut_short_is_gone_on_with_and_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
     row(steps=4_000)
     cut = vae("reproduce", "squares", "-o", "runs", "--budget", "0.2s", "--json", "-q")
@@ -162,6 +191,7 @@ judge:
 """
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_seeds_together_texts_and_what_is_derived(
     row: Callable[..., None], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +240,7 @@ def test_ranks_share_equal_places() -> None:
     assert not reproduce._judged({"less": [0, "r"]}, {"r": {"mean": math.nan}})["holds"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_published_row_is_measured_and_not_judged(row: Callable[..., None], vae: Callable[..., Result]) -> None:
     row(kind="published", judge="  []", text=ROW + "print: {{latents: 7}}\n")
     done = vae("reproduce", "squares", "-o", "runs", "-q")
@@ -263,6 +294,7 @@ def test_mistakes_in_a_row_are_named(change: tuple[str, str], word: str, row: Ca
         rows.load("squares")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_bad_usage(row: Callable[..., None], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     row()
     assert vae("reproduce").code == 2
@@ -288,6 +320,7 @@ def test_bad_usage(row: Callable[..., None], vae: Callable[..., Result], monkeyp
     assert not Path("runs").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_known_of_a_row_that_falls_short_is_said_then(
     row: Callable[..., None], vae: Callable[..., Result]
 ) -> None:
@@ -307,6 +340,7 @@ def test_every_row_that_fell_short_says_what_was_found_out_about_it() -> None:
 
 
 @pytest.mark.parametrize("json_too", [False, True])
+@pytest.mark.usefixtures("in_this_process")
 def test_what_rows_gave_is_printed_where_a_later_one_fails(
     json_too: bool, row: Callable[..., None], vae: Callable[..., Result]
 ) -> None:
@@ -320,6 +354,7 @@ def test_what_rows_gave_is_printed_where_a_later_one_fails(
         assert "squares\tlatents\t3\t0\t3\tholds" in done.out and "broken" not in done.out
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_there_is_no_hindrance(row: Callable[..., None], vae: Callable[..., Result]) -> None:
     row(text=ROW.replace("time: 5s", "time: 5s\nneeds: [scikit-learn, vae, squares]"))
     done = vae("reproduce", "squares", "-o", "runs")
