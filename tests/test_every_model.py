@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_every_parameter_is_trained(name: str, toy_models: list[str]) -> None:
 def test_all_commands(
     name: str, toy_models: list[str], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "IMAGES", 60)  # whose measures take most of a label model's page
+    subject = control.subject  # of fewer images: measures of labels take most of a page's time
+    monkeypatch.setattr(control, "subject", lambda *args: replace(subject(*args), images=60))
     model = built(name)
     done = vae(*options(name, steps=40, eval_every=20), "--name", "r")
     assert done.code == 0, done.err
@@ -89,6 +91,7 @@ def test_all_commands(
         assert drawn.code == 0, drawn.err
     else:
         assert drawn.code == 2 and "prior" in drawn.err
+    args: list[Any]
     for args in (
         ["traverse", "runs/r", "-o", "t.png", "--steps", 5],
         ["reconstruct", "runs/r", "-n", 3, "-o", "r.png"],
