@@ -105,6 +105,24 @@ def test_listings(vae: Callable[..., Result]) -> None:
         (["train", "--device", "mps", "--data", "squares"], 5, "available: "),
         (["train", "--data", "squares", "--max-time", "soon"], 2, "not a duration"),
         (["train", "--data", "squares", "--name", "../x"], 2, "not usable as a run name"),
+        (["train", "--data", "squares", "--name", "-x"], 2, "a letter or digit first"),
+        (
+            ["train", "--data", "squares", "-S", "data.holdout=1.5"],
+            2,
+            "a fraction is in [0, 1), and a number",
+        ),
+        (["train", "--data", "digits", "-m", "vae", "-S", "model.net=locatello"], 2, "resize the images to 64 pixels"),
+        (["analyze", "x", "--density", "none"], 2, "--density says what --samples or --control draw from"),
+        (["analyze", "x", "--nll-images", "5"], 2, "--nll-images says how many images --nll takes"),
+        (["analyze", "x.npz", "--data", "squares"], 2, "--data is for checkpoints"),
+        (["analyze", "x.npz", "--batch-size", "5"], 2, "--batch-size is for checkpoints"),
+        (["encode", "x", "a.png", "--split", "val"], 2, "--split is of the model's data, but image files are given"),
+        (["reconstruct", "x", "a.png", "--split", "val"], 2, "--split is of the model's data, but image files"),
+        (["reconstruct", "x", "a.png", "-n", "3"], 2, "-n counts images of a split"),
+        (["reconstruct", "x", "photos.npz", "--split", "val"], 2, "which is taken whole"),
+        (["sweep", "-d", "squares", "--grid", "seed=1,2", "--trials", "3"], 2, "--trials is for a search"),
+        (["sweep", "-d", "squares", "--grid", "seed=1,2", "--objective", "mig"], 2, "--objective is for a search"),
+        (["runs", "nowhere"], 3, "vae runs FOLDER"),
         (["train", "--data", "squares", "-S", "model.net=burgess"], 2, "64x64"),
         (["train", "--data", "squares", "-S", "model.lantent_dim=2"], 2, "did you mean 'latent_dim'?"),
         (["train", "--data", "squares", "-S", "data.holdout=100000"], 2, "only"),
@@ -125,6 +143,27 @@ def test_bad_usage_is_told_in_a_line_or_two(args: list[str], code: int, says: st
     assert "Traceback" not in result.err
     assert len([line for line in result.err.splitlines() if not line.startswith("Usage") and line]) <= 3
     assert not Path("runs").exists()
+
+
+def test_runs_by_their_paths_and_which_elbo_is_of_training(vae: Callable[..., Result]) -> None:
+    for name, more in (("a", []), ("b", ["-S", "data.holdout=0"])):
+        assert vae("train", *TINY, "--steps", 3, "--name", name, "-q", *more).code == 0
+    assert sorted(vae("runs", "-q").out.splitlines()) == ["runs/a", "runs/b"]
+    shown = {line.split("\t")[0]: line.split("\t")[3] for line in vae("runs").out.splitlines()}
+    assert shown["b"].endswith(" (train)") and "train" not in shown["a"] and float(shown["a"]) < 0
+    told = {one["name"]: one["evaluated"] for one in json.loads(vae("runs", "--json").out)["runs"]}
+    assert told == {"a": "val", "b": "train"}
+
+
+def test_offline_is_an_option_of_every_command(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_OFFLINE", "0")
+    assert "VAE_OFFLINE forbids" in vae("--offline", "info", "hf://someone/something").err
+
+
+def test_a_preset_that_is_there_is_not_told_of_an_option_that_is_not(vae: Callable[..., Result]) -> None:
+    Path("mine.yaml").write_text("")
+    done = vae("presets", "--copy", "vae-mnist", "mine.yaml")
+    assert done.code == 2 and "-o" not in done.err and "give another name" in done.err
 
 
 def test_read_only_place(vae: Callable[..., Result], tmp_path: Path) -> None:

@@ -153,6 +153,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_show_and_validate(vae: Callable[..., Result]) -> None:
+    flags = json.loads(vae("config", "show", "-d", "digits", "-m", "beta-vae", "--beta", 7, "--origin", "--json").out)
+    assert flags["config"]["model"]["beta"] == 7 and flags["config"]["data"]["name"] == "digits"
+    given = {key: origin for key, origin in flags["origins"].items() if origin != "default"}
+    assert given == {"model.name": "--model", "model.beta": "--beta", "data.name": "--data"}
+    assert "has no beta" in vae("config", "show", "-d", "digits", "-m", "vae", "--beta", 7).err
     shown = vae("config", "show", "-p", "beta-vae-dsprites", "-S", "model.beta=7", "--origin")
     assert shown.code == 0
     assert "model.beta = 7" in shown.out.replace("7.0", "7") and "# --set" in shown.out

@@ -666,7 +666,7 @@ BAD_ARRAYS = {
     "complex labels": (npz(images=GOOD, labels=np.zeros(4, complex)), "labels of type complex128"),
     "nan": (
         npy(np.where(np.arange(5000)[:, None, None] == 4321, np.nan, BAD_FLOATS)),
-        "image 4321 has values from nan",
+        "image 4321 has values that are no numbers",
     ),
     "inf": (npy(np.where(np.arange(5000)[:, None, None] == 7, np.inf, BAD_FLOATS)), "image 7 has values from inf"),
     "range": (npy(np.arange(8.0).reshape(2, 2, 2) / 7 * 255), "image 0 has values from 0 to 109.286, not in"),

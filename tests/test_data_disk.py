@@ -127,7 +127,7 @@ def test_bad_values_are_found_on_disk_too():
     images = np.random.default_rng(0).random((600, 4, 4))
     images[555, 1, 1] = np.nan
     np.save("d.npy", images)
-    with pytest.raises(InputError, match="image 555 has values from nan"):
+    with pytest.raises(InputError, match="image 555 has values that are no numbers"):
         load("d.npy", store="disk")
     np.save("d.npy", images[:9])
     content = Path("d.npy").read_bytes()

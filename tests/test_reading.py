@@ -174,7 +174,7 @@ def test_floats_by_a_range_that_is_given():
     assert torch.allclose(got, torch.from_numpy((images + 1) / 2).float(), atol=1e-6)
     images[3, 1, 1] = np.nan
     np.save("d.npy", images)
-    with pytest.raises(InputError, match="image 3 has values from nan"):
+    with pytest.raises(InputError, match="image 3 has values that are no numbers"):
         load_array("d.npy", range=[-1, 1])
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +16,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Result, command
+from safetensors.torch import load_file
 
 from vaecli import config as configs
-from vaecli import data, models
+from vaecli import data, device, models
 from vaecli.batch import Batch
 from vaecli.commands.train import Layers, duration, resolve
 from vaecli.errors import ConfigError, Interrupted
 from vaecli.models.base import Term
 from vaecli.models.beta_vae import Model as BetaVAE
+from vaecli.report import figures
 from vaecli.settings import schedules
-from vaecli.training import rundir, trainer
+from vaecli.training import checkpoint, rundir, trainer
 from vaecli.training.state import TrainState
 from vaecli.training.steps import update
 from vaecli.training.stop import Stop
@@ -344,6 +348,82 @@ def test_data_outside_the_range_is_refused(vae: Callable[..., Result], monkeypat
     monkeypatch.setattr(data.base.Stream, "batch", bad)
     result = vae("train", *TINY, "--runs-dir", "runs")
     assert result.code == 3 and "outside [0, 1]" in result.err
+
+
+def test_what_the_hint_of_a_refused_change_says_is_taken(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    refused = vae("train", "--resume", tiny_run, "--latent-dim", 5)
+    named = re.search(r"vae (train -c \S+) with the change", refused.err)
+    assert refused.code == 2 and named, refused.err
+    anew = vae(*shlex.split(named[1]), "--latent-dim", 5, "--steps", 2, "--runs-dir", "runs", "--name", "n", "-q")
+    assert anew.code == 0, anew.err
+    alone = vae("train", "--init-from", tiny_run)
+    named = re.search(r"vae (train -c \S+ --init-from \S+) ", alone.err)
+    assert alone.code == 2 and named, alone.err
+    assert vae(*shlex.split(named[1]), "--steps", 2, "--runs-dir", "runs", "--name", "o", "-q").code == 0
+
+
+def test_resume_of_what_is_finished_tells_its_last_evaluation(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    found = json.loads(vae("train", "--resume", tiny_run, "--json").out)
+    records = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [record for record in records if record["kind"] == "val"]
+    assert found["val"]["images"] == 51 and found["val"]["elbo"] == last["elbo"]
+
+
+def test_steps_are_nothing_to_a_fit_in_closed_form(vae: Callable[..., Result]) -> None:
+    done = vae("train", "-d", "squares", "-m", "pca", "--runs-dir", "runs", "--name", "p", "-q")
+    refused = vae("train", "--resume", done.out.strip(), "--steps", 5)
+    assert refused.code == 2 and "train.steps would do nothing" in refused.err
+
+
+def test_a_log_has_all_that_was_said_and_a_record_what_it_is_of(vae: Callable[..., Result]) -> None:
+    assert vae("train", *TINY, "--steps", 3, "--name", "a").code == 0
+    log, facts = Path("runs/a/train.log").read_text(), json.loads(Path("runs/a/run.json").read_text())
+    assert "chosen     likelihood" in log and "model      vae: 3 latents" in log
+    assert log.index("chosen") < log.index("run        runs/a") < log.index("latent\tKL (nats)") < log.index("verdict")
+    assert facts["preset"] is None and "cudnn" in facts
+    assert vae("train", "-p", "beta-vae-dsprites", "--steps", 1, "--name", "b", "-q").code == 0
+    assert json.loads(Path("runs/b/run.json").read_text())["preset"] == "beta-vae-dsprites"
+    assert "chosen" not in Path("runs/b/train.log").read_text()  # what another command said
+
+
+def test_the_commit_of_the_programs_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "source" / "vaecli" / "training" / "rundir.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    monkeypatch.setattr(rundir, "__file__", str(source))
+    assert rundir.provenance()["commit"] is None  # installed, and no checkout
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", tmp_path / "source", *words], check=True)
+    found = rundir.provenance()["commit"]
+    assert isinstance(found, str) and re.fullmatch(r"[0-9a-f]{40}", found)
+    source.write_text("changed")
+    assert rundir.provenance()["commit"] == f"{found}+changes"
+
+
+def test_samples_are_drawn_at_every_evaluation_and_change_nothing(vae: Callable[..., Result]) -> None:
+    line = ("train", *TINY, "--steps", 30, "-S", "train.eval_every=10", "-q")
+    assert vae(*line, "--name", "a").code == 0 and vae(*line, "--name", "b", "-S", "train.samples=0").code == 0
+    drawn = sorted(Path("runs/a/samples").iterdir())
+    assert [path.name for path in drawn] == [f"step-{step:08}.png" for step in (10, 20, 30)]
+    assert not Path("runs/b/samples").exists()
+    a, b = (load_file(f"runs/{name}/checkpoints/latest/model.safetensors") for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    # The last are what the model draws from that noise, in reading order.
+    loaded = checkpoint.load(Path("runs/a"), torch.device("cpu"))
+    device.seed(0, "picture")
+    with torch.no_grad():
+        expected = loaded.model.image(loaded.model.draw(64)).numpy()
+    assert drawn[-1].read_bytes() == figures.grid(expected)
+
+
+def test_samples_are_not_drawn_into_another_folder(vae: Callable[..., Result], tmp_path: Path) -> None:
+    assert vae("train", *TINY, "--steps", 10, "--name", "a", "-q").code == 0
+    shutil.rmtree("runs/a/samples")
+    (tmp_path / "elsewhere").mkdir()
+    Path("runs/a/samples").symlink_to(tmp_path / "elsewhere")
+    done = vae("train", "--resume", "runs/a", "--steps", 20, "-q")
+    assert done.code == 5 and "is a link" in done.err and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_resume_takes_no_idle_options_and_dry_run_is_dry(tiny_run: Path, vae: Callable[..., Result]) -> None:

@@ -23,7 +23,7 @@ _POSIX = ("fcntl", "resource")  # modules of Python that other systems lack
 EPILOG = (
     "Exit codes: 0 done; 1 a bug in vae; 2 bad usage or configuration, nothing was started; 3 an input could not be "
     "used; 4 training diverged; 5 the machine said no (disk, memory, device, lock, network); 6 the verdict is one that "
-    "--fail-if names; 130/143 stopped by SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
+    "--fail-if names; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM after saving; 141 the reader of stdout went away."
 )
 
 
@@ -99,6 +99,20 @@ def _runs(incomplete: str) -> list[str]:
     return _complete([str(p.parent) for p in sorted(root.glob("*/run.json"))], incomplete)
 
 
+def _splits(incomplete: str) -> list[str]:
+    return _complete(["train", "val", "test", "all"], incomplete)
+
+
+def _densities(incomplete: str) -> list[str]:
+    return _complete(registry.names("density"), incomplete)
+
+
+def _rows(incomplete: str) -> list[str]:
+    from vaecli.presets import rows
+
+    return _complete(list(rows.names()), incomplete)
+
+
 def _devices(incomplete: str) -> list[str]:
     return _complete(["auto", "cuda", "mps", "cpu"], incomplete)
 
@@ -114,6 +128,7 @@ ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="A YAML f
 Sets = Annotated[
     list[str] | None, typer.Option("--set", "-S", metavar="KEY=VALUE", help="Set one value, e.g. model.beta=8.")
 ]
+Split = Annotated[str | None, typer.Option(help="train, val, test or all; default: test.", autocompletion=_splits)]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", autocompletion=_devices)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices, no progress.")]
@@ -153,6 +168,38 @@ Protocol = Annotated[
 ]
 
 
+Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images a step.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate.")]
+Beta = Annotated[float | None, typer.Option(help="Weight of the KL (beta-vae).")]
+LatentDim = Annotated[int | None, typer.Option(help="Number of latents.")]
+RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")]
+
+
+def _flags(
+    data: str | None,
+    model: str | None,
+    steps: int | None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    beta: float | None = None,
+    latent_dim: int | None = None,
+    seed: int | None = None,
+) -> dict[str, tuple[str, Any]]:
+    """The settings that have a flag of their own, as far as they are given: the key of each, with flag and value."""
+    flags = {
+        "data.name": ("--data", data),
+        "model.name": ("--model", model),
+        "train.steps": ("--steps", steps),
+        "train.batch_size": ("--batch-size", batch_size),
+        "optim.lr": ("--lr", lr),
+        "model.beta": ("--beta", beta),
+        "model.latent_dim": ("--latent-dim", latent_dim),
+        "seed": ("--seed", seed),
+    }
+    return {key: pair for key, pair in flags.items() if pair[1] is not None}
+
+
 def _version(value: bool) -> None:
     if value:
         output.result(f"vae {__version__}")
@@ -164,8 +211,12 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing: no data, no model ($VAE_OFFLINE=1).")
+    ] = False,
 ) -> None:
-    pass
+    if offline:
+        os.environ["VAE_OFFLINE"] = "1"
 
 
 @app.command(no_args_is_help=True)
@@ -175,12 +226,12 @@ def train(
     data: DataName = None,
     model: ModelName = None,
     sets: Sets = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of the KL (beta-vae).")] = None,
-    latent_dim: Annotated[int | None, typer.Option(help="Number of latents.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    beta: Beta = None,
+    latent_dim: LatentDim = None,
+    seed: RunSeed = None,
     seeds: Annotated[
         str | None, typer.Option(help="Train one run for each: 0-9 or 0,2,5; the directories on stdout.")
     ] = None,
@@ -207,17 +258,7 @@ def train(
         signal.signal(signal.SIGUSR1, lambda *_: None)
     from vaecli.commands import train as command
 
-    flags = {
-        "data.name": ("--data", data),
-        "model.name": ("--model", model),
-        "train.steps": ("--steps", steps),
-        "train.batch_size": ("--batch-size", batch_size),
-        "optim.lr": ("--lr", lr),
-        "model.beta": ("--beta", beta),
-        "model.latent_dim": ("--latent-dim", latent_dim),
-        "seed": ("--seed", seed),
-    }
-    given = {key: pair for key, pair in flags.items() if pair[1] is not None}
+    given = _flags(data, model, steps, batch_size, lr, beta, latent_dim, seed)
     layers = command.Layers(preset, config, given, sets or [])
     command.run(layers, name, runs_dir, resume, init_from, max_time, seeds, device, dry_run, force, json)
 
@@ -251,15 +292,17 @@ def sweep(
     data: DataName = None,
     model: ModelName = None,
     sets: Sets = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    steps: Steps = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=VALUES", help="model.beta=1,4,16; for a search also 1..16 or 1..16:log."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Of each setting: 0-4 or 0,2,5.")] = "0",
     search: Annotated[str | None, typer.Option(metavar="optuna", help="Search in place of the whole grid.")] = None,
-    objective: Annotated[str, typer.Option(help="What a search makes larger: elbo or a metric.")] = "elbo",
-    trials: Annotated[int, typer.Option(help="Settings that a search tries, in all.")] = 40,
+    objective: Annotated[
+        str | None, typer.Option(help="What a search makes larger: elbo (the default) or a metric.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Settings that a search tries, in all; default: 40.")] = None,
     on: Annotated[str, typer.Option("--on", metavar="ENGINE", help="local, slurm or ray.")] = "local",
     option: Annotated[
         list[str] | None,
@@ -279,14 +322,16 @@ def sweep(
     from vaecli.commands import sweep as command
     from vaecli.commands.train import Layers
 
-    flags = {"data.name": ("--data", data), "model.name": ("--model", model), "train.steps": ("--steps", steps)}
-    given = {key: pair for key, pair in flags.items() if pair[1] is not None}
+    given = _flags(data, model, steps)
     words = {"--preset": preset, "--config": config, "--data": data, "--model": model, "--steps": steps}
     base = [word for flag, value in words.items() if value is not None for word in (flag, str(value))]
     base += [word for text in sets or [] for word in ("--set", text)]
     how = [] if device == "auto" else ["--device", device]
     how += [*([] if max_time is None else ["--max-time", max_time]), *(["--quiet"] if quiet else [])]
-    wanted = None if search is None else command.Search(search, objective, trials)
+    idle = [flag for flag, value in (("--objective", objective), ("--trials", trials)) if value is not None]
+    if search is None and idle:
+        raise ConfigError(f"{idle[0]} is for a search, and the whole grid is run", "--search optuna searches")
+    wanted = None if search is None else command.Search(search, objective or "elbo", 40 if trials is None else trials)
     layers = Layers(preset, config, given, sets or [])
     command.run(
         layers, base, how, grid or [], seeds, wanted, on, option or [], jobs, name, runs_dir, dry_run, json
@@ -440,8 +485,10 @@ def reconstruct(
     images: Annotated[
         list[str] | None, typer.Argument(help="Image files, or a folder, .npz or .npy; default: images of --split.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
-    n: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many images of the split.")] = 16,
+    split: Split = None,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, max=100_000, help="How many images of the split or set; default: 16.")
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     data: DataAt = None,
@@ -464,7 +511,7 @@ def analyze(
     checkpoint: Annotated[
         str, typer.Argument(help="A checkpoint, or codes of any encoder (.npz).", autocompletion=_runs)
     ],
-    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    split: Split = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
     protocol: Protocol = None,
@@ -483,12 +530,15 @@ def analyze(
         typer.Option(metavar="FILE", help="Judge samples by Inception, weights in FILE.safetensors: FID (extra fid)."),
     ] = None,
     density: Annotated[
-        str, typer.Option(help="What samples are of: stored (a fitted density, if any), none, or a stage's name.")
-    ] = "stored",
+        str | None,
+        typer.Option(help="What samples are of: stored (a fitted density, if any; the default), none, a stage's name."),
+    ] = None,
     nll: Annotated[
         int | None, typer.Option(metavar="K", help="Also log p(x) by importance sampling, K draws an image.")
     ] = None,
-    nll_images: Annotated[int, typer.Option("--nll-images", help="Images that --nll takes.")] = 1000,
+    nll_images: Annotated[
+        int | None, typer.Option("--nll-images", help="Images that --nll takes; default: 1000.")
+    ] = None,
     fail_if: Annotated[
         str | None,
         typer.Option("--fail-if", metavar="VERDICTS", help="Exit 6 on one of these verdicts, e.g. collapsed."),
@@ -510,7 +560,11 @@ def analyze(
     from vaecli.commands import analyze as command
 
     metrics = by_protocol(metrics, protocol)
-    asked = Request(samples, nll, nll_images, density, fid)
+    if nll_images is not None and nll is None:
+        raise ConfigError("--nll-images says how many images --nll takes", "give --nll K, too")
+    if density is not None and samples is None and not control:
+        raise ConfigError("--density says what --samples or --control draw from", "give one of them, too")
+    asked = Request(samples, nll, 1000 if nll_images is None else nll_images, density or "stored", fid)
     command.run(
         checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked, control
     )
@@ -523,7 +577,7 @@ app.command("evaluate", hidden=True)(analyze)  # as other programs call it
 def report(
     checkpoint: Checkpoint,
     out: Out = None,
-    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    split: Split = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = "all",
     full: Annotated[
@@ -573,7 +627,7 @@ def explore(
 @app.command()
 def compare(
     checkpoints: Annotated[list[str], typer.Argument(help="Runs or checkpoints.", autocompletion=_runs)],
-    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    split: Split = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only LIMIT images of the split.")] = None,
     metrics: Metrics = None,
     protocol: Protocol = None,
@@ -606,14 +660,17 @@ def compare(
 def density(
     checkpoint: Checkpoint,
     fit: Annotated[
-        str | None, typer.Option(metavar="NAME", help="normal, mixture, vae or class-normal; default: tell which.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="normal, mixture, vae or class-normal; default: tell which.", autocompletion=_densities
+        ),
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Of a mixture; default: 10.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", "-S", metavar="KEY=VALUE", help="A setting of the density, e.g. labelled=220."),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "train",
+    split: Annotated[str, typer.Option(help="train, val, test or all.", autocompletion=_splits)] = "train",
     limit: Annotated[int | None, typer.Option(min=2, help="Only LIMIT images of the split.")] = None,
     max_time: Annotated[str | None, typer.Option("--max-time", metavar="90s", help="Ends a long fit.")] = None,
     seed: Seed = 0,
@@ -634,7 +691,9 @@ def density(
 
 @app.command()
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="Rows; --list shows them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ROW...", help="Rows; --list shows them.", autocompletion=_rows)
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="The rows that there are.")] = False,
     published: Annotated[bool, typer.Option("--published", help="With --list: published numbers alone.")] = False,
     seeds: Annotated[str | None, typer.Option(metavar="0-4", help="Seeds in place of the row's own.")] = None,
@@ -661,7 +720,7 @@ def encode(
     images: Annotated[
         list[str] | None, typer.Argument(help="Image files, or a folder, .npz or .npy; default: images of --split.")
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    split: Split = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="Only the first N images of the split.")] = None,
     out: Out = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=100_000, help="Images encoded at once.")] = None,
@@ -773,7 +832,9 @@ def _listing(kind: str, entries: list[tuple[str, str]], quiet: bool, json: bool)
 def list_presets(
     copy: Annotated[
         tuple[str, str] | None,
-        typer.Option("--copy", metavar="NAME FILE", help="Write a preset to a file, to be edited."),
+        typer.Option(
+            "--copy", metavar="NAME FILE", help="Write a preset to a file, to be edited.", autocompletion=_presets
+        ),
     ] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -846,11 +907,11 @@ def list_runs(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List runs: model, data, what differs, step, held-out ELBO, age, how they ended."""
+    """List runs: model, data, what differs, step, held-out ELBO, age, how they ended; with -q their paths alone."""
     output.configure(quiet)
     from vaecli.commands import runs as command
 
-    command.run(folder, json)
+    command.run(folder, json, quiet)
 
 
 @app.command()
@@ -866,15 +927,34 @@ def doctor(quiet: Quiet = False, json: Json = False) -> None:
 def config_show(
     preset: Preset = None,
     config: ConfigFile = None,
+    data: DataName = None,
+    model: ModelName = None,
     sets: Sets = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    beta: Beta = None,
+    latent_dim: LatentDim = None,
+    seed: RunSeed = None,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the resolved configuration as YAML."""
+    """Print the configuration that `vae train` would have of the same flags, as YAML."""
+    output.configure(False)
+    from vaecli.commands import config as command
+    from vaecli.commands.train import Layers
+
+    given = _flags(data, model, steps, batch_size, lr, beta, latent_dim, seed)
+    command.show(Layers(preset, config, given, sets or []), origin, json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of configuration files, by which editors complete and check them."""
     output.configure(False)
     from vaecli.commands import config as command
 
-    command.show(preset, config, sets or [], origin, json)
+    command.schema()
 
 
 @config_app.command("validate")

@@ -15,6 +15,7 @@ import shutil
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,33 @@ PADDING = 3  # between two columns
 _quiet = False
 stdout_was_closed = False  # when the command was started
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
-_log.addHandler(logging.NullHandler())
+
+
+class _Earlier(logging.Handler):
+    """What was said before there was a log, for the first one that there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=200)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_earlier = _Earlier()
+_log.addHandler(_earlier)
+
+
+def log_to(handler: logging.Handler) -> None:
+    """Have messages kept from now on, too; what the command said before comes first. `log_no_more` ends it."""
+    while _earlier.records:
+        handler.handle(_earlier.records.popleft())
+    _log.removeHandler(_earlier)
+    _log.addHandler(handler)
+
+
+def log_no_more(handler: logging.Handler) -> None:
+    _log.removeHandler(handler)
 
 
 def ensure_streams() -> None:
@@ -48,6 +75,8 @@ def configure(quiet: bool) -> None:
     """Set once per command: with `quiet`, no notices and no progress; warnings and errors stay."""
     global _quiet
     _quiet = quiet
+    _earlier.records.clear()
+    _log.addHandler(_earlier)
     _log.setLevel(logging.INFO)
     _log.propagate = False
     # A name with a lone surrogate, or a terminal that cannot encode a sign, must not end a run.
@@ -273,10 +302,12 @@ def table(
     names that head the rows are shortened in their middle); tab-separated and untruncated in a pipe.
     """
     stream = sys.stderr if to_stderr else sys.stdout
-    if to_stderr and _quiet:
-        return
+    lines = ["\t".join(map(safe, row)) for row in (headers, *rows)]
+    if to_stderr:
+        _log.info("\n".join([*([safe(title)] if title else []), *lines]))
+        if _quiet:
+            return
     if not stream.isatty():
-        lines = ["\t".join(map(safe, row)) for row in (headers, *rows)]
         if to_stderr:
             _stderr("\n".join(lines))
         else:

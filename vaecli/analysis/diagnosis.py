@@ -145,7 +145,9 @@ def verdict(
             too_few = (
                 f"{stats.n:,} images are too few to tell whether z holds too much or too little; it takes {FEW_IMAGES}"
             )
-            return Verdict("not judged", [*sentences, f"{too_few}: hold out more, or --split all."])
+            return Verdict(
+                "not judged", [*sentences, f"{too_few}: hold out more, or give it more of them (--split all, --limit)."]
+            )
         return Verdict("undertrained" if restless else "healthy", [*sentences, *_known(evidence, stats.n), *restless])
     return Verdict(found.name, _one_first([*sentences, *restless, *found.sentences]))
 

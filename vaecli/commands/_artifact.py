@@ -7,6 +7,7 @@
 import contextlib
 import io
 import os
+import re
 import shlex
 import stat
 import sys
@@ -76,7 +77,7 @@ def check(
             raise InputError(f"{name}: a link that leads round in a circle")
         if stat.S_ISREG(mode):
             if not force:
-                raise ConfigError(f"{name}: exists already", "--force overwrites it, -o writes elsewhere")
+                raise ConfigError(f"{name}: exists already", "--force overwrites it; or give another name")
             require_folder(target.parent, name)
     return name
 
@@ -155,7 +156,7 @@ def check_images(output: str | None, default_name: str, n: int, force: bool, jso
     elif folder.is_dir():
         taken = [name for i in range(n) if (folder / (name := f"{i:05d}.png")).exists()]
         if taken and not force:
-            raise ConfigError(f"{folder / taken[0]}: exists already", "--force overwrites it, -o writes elsewhere")
+            raise ConfigError(f"{folder / taken[0]}: exists already", "--force overwrites it; or give another name")
         require_folder(folder, str(output))
     elif folder.exists():
         raise ConfigError(f"{output}: is a file, not a folder")
@@ -214,6 +215,10 @@ def _write_folder(folder: Path, chunks: Iterable[tuple[Array, Array]], advance: 
             write(str(folder / f"{number:05d}.png"), "", figures.single(image_CHW), force=True)
             number += 1
         advance(len(x_BCHW))
+    # Images of an earlier call with more of them would be taken for this one's. What we did not write stays.
+    for path in sorted(folder.glob("*.png")):
+        if re.fullmatch(r"[0-9]{5,7}", path.stem) and int(path.stem) >= number and figures.is_signed(path):
+            path.unlink()
 
 
 def _npz(images: Array, z: Array, arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -239,6 +244,16 @@ def whole_set(images: list[str]) -> str | None:
     if sets and len(images) > 1:
         raise ConfigError(f"{sets[0]}: a whole set is given alone, or image files without it")
     return sets[0] if sets else None
+
+
+def check_given(images: list[str], whole: str | None, split: str | None, n: int | None) -> None:
+    """ConfigError where a split, or a number of its images, is asked for beside images that are given."""
+    if whole is not None and split is not None:
+        raise ConfigError(f"--split is of the model's data, but {whole} is given, which is taken whole")
+    if images and whole is None and split is not None:
+        raise ConfigError("--split is of the model's data, but image files are given")
+    if images and whole is None and n is not None:
+        raise ConfigError("-n counts images of a split, but image files are given")
 
 
 def read_image(path: str, info: DataInfo, fit: bool = True) -> Tensor:

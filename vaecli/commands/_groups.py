@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaecli import config as configs
+from vaecli import models
 from vaecli.analysis.codes import Array, Codes
 from vaecli.batch import DataInfo
 from vaecli.commands._labels import IDLE
@@ -81,6 +82,8 @@ def summarised(grouped: Sequence[list[Run]], columns: Sequence[Column]) -> list[
     groups = []
     for members in grouped:
         flat = dict(configs.flat(members[0].config.to_tree()))
+        if not models.takes_steps(members[0].config.model):  # what stands there does nothing
+            flat = {key: value for key, value in flat.items() if not key.startswith(("train.", "optim."))}
         settings = {key: flat.get(key) for key in sorted(differing)}
         if any((other[0].origin or {}).get("sha256") != (first.origin or {}).get("sha256") for other in grouped):
             origin = members[0].origin

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What changes nothing of what a run computes, and so is no difference.
-IDLE = ("train.log_every", "train.eval_every", "train.eval_images", "train.save_every", "train.keep", "train.fast")
+IDLE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_images",
+    "train.samples",
+    "train.save_every",
+    "train.keep",
+    "train.fast",
+)
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

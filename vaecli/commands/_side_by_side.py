@@ -121,8 +121,18 @@ def draw(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, lis
     if called != [group.name for group in groups]:
         for label, group in zip(called, groups, strict=True):
             streams.notice(f"{label}: {', '.join(run.name for run in group.runs)}")
+    legend(groups, columns, best, "*")
+
+
+def legend(groups: Sequence[Group], columns: Sequence[Column], best: dict[str, list[int]], mark: str) -> None:
+    """What the marks and the deviations of a table mean."""
     if any(best.values()):
-        streams.notice("* the best mean of its column, by more than two standard errors of the difference where known")
+        known = "by more than two standard errors of the difference"
+        if all(len(group.runs) < 2 for group in groups):
+            known += " over images, where known; of one seed each, which does not tell how far seeds lie apart"
+        elif any(len(group.runs) < 2 for group in groups):
+            known += ", where there is more than one seed"
+        streams.notice(f"{mark} the best mean of its column, {known}")
     if any(len(group.runs) > 1 for group in groups):
         streams.notice("+- the standard deviation over seeds (n - 1)")
     if any(group.values[c.key].error is not None for group in groups for c in columns if len(group.runs) == 1):

@@ -65,6 +65,9 @@ def run(
             raise ConfigError("--samples and --nll are for checkpoints; a file of codes has no model")
         if control:
             raise ConfigError("--control is for checkpoints; a file of codes has no model")
+        if data_at is not None or batch_size is not None:
+            idle = "--data" if data_at is not None else "--batch-size"
+            raise ConfigError(f"{idle} is for checkpoints; a file of codes is of no images")
         found = _of_codes(checkpoint, split, limit, names, diagnose, seed, lenient)
     else:
         loaded = checkpoints.load(checkpoint, devices.pick(device), data_at)

@@ -109,6 +109,7 @@ def run(
         streams.result(*streams.csv_lines([headings, *rows]))
     elif form is not None:
         streams.result(*_side_by_side.formatted(groups, columns, best, form))
+        _side_by_side.legend(groups, columns, best, "bold:")
     elif sys.stdout.isatty():
         _side_by_side.draw(groups, columns, best)
     else:

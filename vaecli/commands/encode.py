@@ -23,7 +23,7 @@ DEFAULT_NAME = "codes.npz"
 def run(
     checkpoint: str,
     images: list[str],
-    split: str,
+    split: str | None,
     n: int | None,
     output: str | None,
     batch_size: int | None,
@@ -38,10 +38,11 @@ def run(
     `.npz`, `.csv` or `.parquet` by the name's ending, `-` for CSV on stdout; `analysis.codes` says what is in them. The
     index counts images of the data set or, for files, the files given.
     """
-    if (given := _artifact.whole_set(images)) is not None:
+    given = _artifact.whole_set(images)
+    _artifact.check_given(images, given, split, n)
+    if given is not None:
         images, split, data_at = [], "all", given
-    if images and n is not None:
-        raise ConfigError("-n counts images of a split, but image files are given")
+    split = split or "test"
     name = _artifact.check(output, DEFAULT_NAME, force, json, text=True)
     if name != "-" and not name.lower().endswith((".npz", ".csv", ".parquet")):
         raise ConfigError(

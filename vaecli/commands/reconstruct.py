@@ -20,8 +20,8 @@ COLUMNS_OF_NUMBERS = (("recon", "-log p(x|z) (nats)", 2), ("kl", "KL (nats)", 2)
 def run(
     checkpoint: str,
     images: list[str],
-    split: str,
-    n: int,
+    split: str | None,
+    n: int | None,
     output: str | None,
     seed: int,
     device: str,
@@ -37,9 +37,12 @@ def run(
     form, or depends on the values of other levels. Images are files or, where none is given, the first `n` of a split.
     ConfigError where nothing infers latents.
     """
-    if (given := _artifact.whole_set(images)) is not None:
+    given = _artifact.whole_set(images)
+    _artifact.check_given(images, given, split, n)
+    if given is not None:
         images, split, data_at = [], "all", given
-    if not images and n < 1:
+    split, n = split or "test", 16 if n is None else n
+    if n < 1:
         raise ConfigError(f"-n is {n}; it must be at least 1")
     path = _artifact.check(output, "reconstructions.png", force, json, endings=(".png",))
     loaded = _artifact.load(checkpoint, devices.pick(device), data_at)

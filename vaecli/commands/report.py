@@ -36,8 +36,8 @@ PART = 2_000  # images of a split that are analyzed unless all are asked for
 CARRIED = 8 << 20  # bytes of weights that a report takes along to be explored
 SLOW = ("dci-sklearn", "edi", "infomec")  # metrics that alone take longer than the rest together
 RECORDED = {
-    "vaecli": "vae", "python": "Python", "torch": "torch", "cuda": "CUDA", "platform": "system", "device": "device",
-    "preset": "preset", "status": "state of the run", "started": "started",
+    "vaecli": "vae", "commit": "commit", "python": "Python", "torch": "torch", "cuda": "CUDA", "cudnn": "cuDNN",
+    "platform": "system", "device": "device", "preset": "preset", "status": "state of the run", "started": "started",
 }  # fmt: skip
 
 

@@ -17,12 +17,17 @@ LARGEST = 64 << 20  # bytes of a file that are read
 HEADERS = ("run", "what differs", "step", "ELBO", "age", "status")
 
 
-def run(folder: str | None, json: bool) -> None:
+def run(folder: str | None, json: bool, paths_alone: bool = False) -> None:
     """A table of the runs, newest first: model and data, in which settings they differ from others of the same, step,
-    last held-out ELBO in nats, age and how they ended. InputError where there is no such folder."""
+    last ELBO in nats, `(train)` behind it where none are held out, age and how they ended; or their paths alone.
+
+    InputError where there is no such folder.
+    """
     root = Path(folder or os.environ.get("VAE_RUNS_DIR") or "runs")
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder", "vae train makes it; --runs-dir and $VAE_RUNS_DIR name another")
+        raise InputError(
+            f"{root}: no such folder", "vae train makes it; vae runs FOLDER and $VAE_RUNS_DIR name another"
+        )
     found = [record for path in sorted(root.iterdir()) if (record := read(path)) is not None]
     found.sort(key=lambda record: record["started"] or "", reverse=True)
     _say_what_differs(found)
@@ -30,13 +35,16 @@ def run(folder: str | None, json: bool) -> None:
         kept = [{key: value for key, value in record.items() if key != "settings"} for record in found]
         output.result_json({"schema": 1, "folder": str(root), "runs": kept})
         return
+    if paths_alone:
+        for record in found:
+            output.result_path(record["path"])
+        return
     if not found:
         output.notice(f"{root}: no runs")
         return
     rows = [
         [
-            record["name"], record["what"], _step(record), "-" if record["elbo"] is None else f"{record['elbo']:.2f}",
-            age(record["started"]), record["status"],
+            record["name"], record["what"], _step(record), _elbo(record), age(record["started"]), record["status"],
         ]
         for record in found
     ]  # fmt: skip
@@ -68,6 +76,7 @@ def read(path: Path) -> dict[str, Any] | None:
         "data": settings.get("data.name"),
         "step": step if isinstance(step, int) else None,
         "steps": steps if isinstance(steps, int) else sum(stages) or None,
+        "evaluated": "train" if facts.get("evaluated", "val") != "val" or settings.get("data.holdout") == 0 else "val",
         "elbo": float(elbo) if isinstance(elbo, (int, float)) and math.isfinite(elbo) else None,
         "started": facts.get("started") if isinstance(facts.get("started"), str) else None,
         "seconds": facts.get("seconds"),
@@ -96,6 +105,12 @@ def _settings(path: Path) -> dict[str, Any]:
     with contextlib.suppress(ConfigError, InputError, OSError):
         return dict(configs.flat(trees.read_file(path).values))
     return {}
+
+
+def _elbo(record: dict[str, Any]) -> str:
+    if record["elbo"] is None:
+        return "-"
+    return f"{record['elbo']:.2f}" + (" (train)" if record["evaluated"] == "train" else "")
 
 
 def _step(record: dict[str, Any]) -> str:

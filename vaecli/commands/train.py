@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from vaecli import config as configs
 from vaecli import data, device, models, noise, output, presets, registry
 from vaecli.analysis import tables
@@ -21,7 +23,7 @@ from vaecli.config import RunConfig
 from vaecli.config import tree as trees
 from vaecli.data.base import SplitView
 from vaecli.errors import ConfigError, MachineError, SeedsFailed, VaeError
-from vaecli.models.base import Model
+from vaecli.models.base import Model, NoPrior
 from vaecli.speed import fast
 from vaecli.training import banner, rundir, session, together
 from vaecli.training import seeds as several_seeds
@@ -35,6 +37,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_images",
+    "train.samples",
     "train.save_every",
     "train.keep",
     "train.log",
@@ -60,7 +63,8 @@ def resolve(layers: Layers) -> trees.Tree:
         tree.merge(presets.load_file(Path(layers.config_file)))
     for key, (flag, value) in layers.flags.items():
         if key == "data.name":
-            tree.merge(trees.Tree({"data": data.parse(value)}, {("data",): flag}))
+            parsed = data.parse(value)
+            tree.merge(trees.Tree({"data": parsed}, {("data",): flag, **{("data", name): flag for name in parsed}}))
         else:
             tree.set(key, value, flag)
     for text in layers.sets:
@@ -209,15 +213,16 @@ def _run(
         if idle := [flag for flag, value in given.items() if value]:
             raise ConfigError(f"--resume continues a run where it is; leave {', '.join(idle)} out")
         options = session.Resumed(where, limit, started, dry_run, group)
-        record = session.resume(Path(resume), lambda old: _changed(old, layers), options, Judge())
+        record = session.resume(Path(resume), lambda old: _changed(old, layers, resume), options, Judge())
         if group is None or group.first:
             _result(record, json)
         return
     if not names_a_run(layers):
-        raise ConfigError(
-            "nothing to train is named: a preset, a model, data or a configuration",
-            "vae train --preset vae-mnist; or --data folder:PHOTOS for images of your own",
-        )
+        how = "vae train --preset vae-mnist; or --data folder:PHOTOS for images of your own"
+        if init_from is not None and rundir.is_run(Path(init_from)):
+            run = shlex.quote(init_from)
+            how = f"vae train -c {run}/config.yaml --init-from {run} trains on as it was trained"
+        raise ConfigError("nothing to train is named: a preset, a model, data or a configuration", how)
     if seeds is not None and ("seed" in layers.flags or any(text.partition("=")[0] == "seed" for text in layers.sets)):
         raise ConfigError("--seeds and --seed exclude each other")
     tree = resolve(layers)
@@ -234,7 +239,9 @@ def _run(
         facts = banner.dry_run(config, where, parent / (name or f"{prefix}-s{config.seed}-<time>"))
         _result(facts, json)
         return
-    wanted = session.Wanted(where, parent, prefix, name, init_from, limit, started, force, several is None, group)
+    wanted = session.Wanted(
+        where, parent, prefix, layers.preset, name, init_from, limit, started, force, several is None, group
+    )
     if several is None:
         record = session.start(config, wanted, Judge())
         if group is None or group.first:
@@ -252,9 +259,14 @@ def _run(
         raise SeedsFailed(f"{len(missing)} of {len(several)} seeds did not finish: {', '.join(missing)}", code or 1)
 
 
-def _changed(old: RunConfig, layers: Layers) -> RunConfig:
+def _changed(old: RunConfig, layers: Layers, run: str) -> RunConfig:
     """The run's own configuration with the changes asked for, if they are of the kind a run may take."""
     tree = resolve(layers)
+    place = shlex.quote(run)
+    instead = (
+        f"vae train -c {place}/config.yaml with the change starts a new run, "
+        f"and --init-from {place} beside it one from these weights, where they fit it"
+    )
     if not tree.values:
         return old
     moved = layers._replace(flags={key: flag for key, flag in layers.flags.items() if key != "data.name"})
@@ -267,17 +279,14 @@ def _changed(old: RunConfig, layers: Layers) -> RunConfig:
     except ConfigError as error:
         if not any(key.startswith("model.") for key in layers.flags):  # a slip, and no wish for another model
             raise
-        instead = "start a new run from these weights with --init-from"
         raise ConfigError(
             f"a run is continued with its own configuration; {error.message}", instead, error.more
         ) from None
     new = replace(new, model=models.settled_as(new.model, old.model))
+    session.check_given(new, resolve(layers))
     refused = [f"{k}: {a} -> {b}" for k, (a, b) in configs.diff(old, new).items() if not k.startswith(MAY_CHANGE)]
     if refused:
-        raise ConfigError(
-            "a run is continued with its own configuration; refused: " + "; ".join(refused),
-            "start a new run from these weights with --init-from",
-        )
+        raise ConfigError("a run is continued with its own configuration; refused: " + "; ".join(refused), instead)
     for key, (a, b) in configs.diff(old, new).items():
         output.notice(f"changed for the rest of the run: {key}: {a} -> {b}")
     return new
@@ -319,6 +328,20 @@ class Judge(session.Judge):
                 "instance noise, or a lower learning rate for it may help"
             )
         return found
+
+    def picture(self, model: Model, config: RunConfig) -> bytes | None:
+        from vaecli.report import figures
+
+        n = min(config.train.samples, at_once(model.info.shape, 1024))
+        if n == 0:
+            return None
+        device.seed(config.seed, "picture")
+        with torch.no_grad():
+            try:
+                x_BCHW = model.image(model.draw(n))
+            except NoPrior:
+                return None
+        return figures.grid(x_BCHW.float().cpu().numpy()) if bool(x_BCHW.isfinite().all()) else None
 
     def final(
         self,

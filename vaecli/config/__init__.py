@@ -6,7 +6,7 @@ remembers where it came from, so that every mistake is reported at once, with fi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -35,6 +35,7 @@ class TrainConfig(Section):
     log_every: PositiveInt = 100
     eval_every: PositiveInt = 5_000
     eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
+    samples: Annotated[int, Field(ge=0, le=1024)] = 64  # drawn at every evaluation, as a picture in the run directory
     save_every: PositiveInt = 5_000
     keep: PositiveInt = 2  # checkpoints kept, newest first
     fast: bool = True  # the faster equivalents of vaecli.speed, where they work

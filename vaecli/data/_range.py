@@ -76,8 +76,10 @@ def check(wanted: Wanted) -> None:
 
 def problem(kind: str, low: float, high: float) -> tuple[str, str] | None:
     """Why `auto` takes no image with these values, and what to do."""
-    if not np.isfinite([low, high]).all():
-        return f"has values from {low:g} to {high:g}", "replace the missing values"
+    if np.isnan([low, high]).any():
+        return "has values that are no numbers (NaN)", "replace the missing values"
+    if np.isinf([low, high]).any():
+        return f"has values from {low:g} to {high:g}", "replace what is infinite"
     if kind == "float" and not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         text = f"has values from {low:g} to {high:g}, not in [0, 1]"
     elif kind != "float" and low < 0:

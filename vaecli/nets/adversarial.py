@@ -14,6 +14,7 @@ from torch import nn
 from vaecli.errors import ConfigError
 from vaecli.nets import spectral
 from vaecli.nets.coders import Shape
+from vaecli.nets.conv import RESIZE
 from vaecli.settings.section import Section, Width
 
 SLOPE = 0.2  # of every leaky ReLU
@@ -126,7 +127,7 @@ def _halvings(name: str, shape: Shape) -> int:
     if height != width or height not in (8, 16, 32, 64):
         raise ConfigError(
             f"net {name!r} takes square images of 8, 16, 32 or 64 pixels, but the data has {height}x{width}",
-            hint="set model.net to mlp, or data.image_size to 64",
+            hint=f"set model.net to mlp, or resize the images to 64{RESIZE}",
         )
     return height.bit_length() - 3
 

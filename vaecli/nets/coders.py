@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vaecli.errors import ConfigError
 from vaecli.nets import conv, semafo
+from vaecli.nets.conv import RESIZE
 from vaecli.settings.section import Section, Width
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -158,7 +159,7 @@ def _check_size(name: str, shape: Shape, *sides: int) -> None:
         wanted = " or ".join(f"{side}x{side}" for side in sides)
         raise ConfigError(
             f"net {name!r} takes images of {wanted} pixels, but the data has {height}x{width}",
-            hint=f"set model.net to conv, mlp or resnet, or data.image_size to {sides[0]}",
+            hint=f"set model.net to conv, mlp or resnet, or resize the images to {sides[0]}{RESIZE}",
         )
 
 
@@ -240,7 +241,7 @@ def _keras(shape: Shape, n_out: int, latent_dim: int) -> Pair:
     if height % 4 or width % 4:
         raise ConfigError(
             f"net 'keras' halves images twice, but the data has {height}x{width}",
-            hint="set model.net to conv, mlp or resnet, or data.image_size to 28",
+            hint=f"set model.net to conv, mlp or resnet, or resize the images to 28{RESIZE}",
         )
     inner = (64, height // 4, width // 4)
     head = nn.Linear(16, n_out)
@@ -287,7 +288,7 @@ def _pooling(config: PoolingConfig, shape: Shape, n_out: int, latent_dim: int) -
     if height % smallest or width % smallest:
         raise ConfigError(
             f"net 'pooling' halves images {len(config.widths)} times, but the data has {height}x{width}",
-            hint=f"set data.image_size to a multiple of {smallest}, or model.net to conv, mlp or resnet",
+            hint=f"resize the images to a multiple of {smallest}{RESIZE}, or set model.net to conv, mlp or resnet",
         )
     inner = (config.widths[-1], height // smallest, width // smallest)
     encoder: list[nn.Module] = []

@@ -19,6 +19,8 @@ from torch.nn import functional
 from vaecli.errors import ConfigError
 from vaecli.settings.section import Section, Width
 
+RESIZE = " pixels (data.image_size, of data sets that have it)"  # how images get a side that a net takes
+
 Shape = tuple[int, int, int]  # C, H, W
 
 SMALLEST, LARGEST, CHANNELS = 16, 512, 16  # pixels of a side and channels that it takes
@@ -79,7 +81,7 @@ def build(config: ConvConfig, shape: Shape, n_out: int, latent_dim: int) -> tupl
         raise ConfigError(
             f"net 'conv' takes sides of {SMALLEST} to {LARGEST} pixels and 1 to {CHANNELS} channels, but the data has "
             f"{shape[1]}x{shape[2]} with {shape[0]}",
-            "set model.net to mlp or resnet, or data.image_size to 64",
+            f"set model.net to mlp or resnet, or resize the images to 64{RESIZE}",
         )
     _, height, width = shape
     levels = halvings(height, width)

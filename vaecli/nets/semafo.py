@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vaecli.errors import ConfigError
+from vaecli.nets.conv import RESIZE
 from vaecli.settings.section import Section
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -61,7 +62,7 @@ def layout(shape: Shape) -> Layout:
         raise ConfigError(
             f"net 'semafo' takes images whose sides are multiples of {factor}{' from 64 pixels on' if big else ''}, "
             f"but the data has {height}x{width}",
-            "set model.net to conv, mlp or resnet, or data.image_size to 28, 32 or 64",
+            f"set model.net to conv, mlp or resnet, or resize the images to 28, 32 or 64{RESIZE}",
         )
     channels = (8 if big else 4) * (1 if colours == 1 else 2)
     first = (channels, height // factor, width // factor)

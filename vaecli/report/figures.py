@@ -6,18 +6,20 @@ pixel stays visible.
 """
 
 import base64
+import contextlib
 import io
 import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vaecli import output
+from vaecli import output, safe_files
 from vaecli.errors import ConfigError
 
 Images = NDArray[np.floating]
@@ -252,6 +254,13 @@ def signed(picture: bytes, facts: Mapping[str, str]) -> bytes:
         blocks = b"".join(bytes([len(text[i : i + 255])]) + text[i : i + 255] for i in range(0, len(text), 255))
         return b"GIF89a" + picture[6:size] + b"!\xfe" + blocks + b"\0" + picture[size:]
     return picture
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a file is a PNG that this program wrote, by what is signed into it."""
+    with contextlib.suppress(OSError):
+        return b"iTXtSoftware\0\0\0\0\0vae " in safe_files.read(path)[:200]
+    return False
 
 
 def _text_chunk(key: str, value: str) -> bytes:

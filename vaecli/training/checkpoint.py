@@ -152,7 +152,8 @@ def commit(
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         raise MachineError(
             f"{final}: the checkpoint could not be written: {error.strerror}",
-            f"it needs {needed:,} bytes, {free:,} are free; the previous checkpoint is intact",
+            f"it needs {needed:,} bytes, {free:,} are free; "
+            + ("the previous checkpoint is intact" if _steps(folder) else "there is no checkpoint before it"),
         ) from error
     for old in _steps(folder)[keep:]:
         if int(old.name[5:]) in (best, *spared):

@@ -5,10 +5,12 @@ runs/beta-vae-dsprites-s0-20261120T231500Z-3fa9/
   run.json       what ran, where, with which versions, and how it ended
   metrics.jsonl  one JSON object per record, appended
   train.log      what went to stderr, without progress
+  samples/       step-00010000.png: what the model draws at each evaluation, from the same noise
   checkpoints/   see vaecli.checkpoint
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -19,6 +21,7 @@ import re
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +83,7 @@ class RunDir:
         self._folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._handler = logging.StreamHandler(self._log)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("vaecli").addHandler(self._handler)
+        output.log_to(self._handler)
 
     @property
     def path(self) -> Path:
@@ -106,6 +109,19 @@ class RunDir:
     def write(self, name: str, text: str) -> None:
         """A small text file, replaced atomically."""
         safe_files.replace(self.path / name, text.encode())
+
+    def picture(self, step: int, content: bytes) -> None:
+        """Samples of a step (PNG). MachineError where they cannot be written, or their folder is a link."""
+        folder = self.path / "samples"
+        try:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "is a link, which is not followed here")
+            folder.mkdir(exist_ok=True)
+            safe_files.replace(folder / f"step-{step:08d}.png", content)
+        except OSError as error:
+            raise MachineError(
+                f"{folder}: {error.strerror}", f"free some space, then vae train --resume {folder.parent}"
+            ) from None
 
     def status(self, **facts: Any) -> None:
         """Merge facts into run.json."""
@@ -145,7 +161,7 @@ class RunDir:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
             self._metrics.close()
-        logging.getLogger("vaecli").removeHandler(self._handler)
+        output.log_no_more(self._handler)
         self._handler.close()
         with contextlib.suppress(OSError):
             self._log.close()
@@ -251,10 +267,26 @@ def past(inside: Path) -> Past | None:
     return Past(sorted(found["val"]), sorted(found["train"]), best)
 
 
+def last_evaluation(run: Path) -> dict[str, Any]:
+    """The last record of held-out images in a run's metrics.jsonl, empty where there is none."""
+    try:
+        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        record = safe_files.json_object(line)
+        if record.get("kind") == "val":
+            return {key: value for key, value in record.items() if key not in ("kind", "step")}
+    return {}
+
+
 def check_name(name: str) -> None:
     """ConfigError for a run name that is no plain directory name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", name):
-        raise ConfigError(f"{name[:80]!r} is not usable as a run name", "letters, digits, '.', '_' and '-'")
+        raise ConfigError(
+            f"{name[:80]!r} is not usable as a run name",
+            "1 to 121 letters, digits, '.', '_' and '-', a letter or digit first",
+        )
 
 
 def check_place(parent: Path) -> None:
@@ -308,16 +340,34 @@ def create(parent: Path, prefix: str, name: str | None, force: bool = False) -> 
     return RunDir(path)
 
 
+def _commit() -> str | None:
+    """The commit of the program's own source, where it runs from a checkout; of nothing around it."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "-c", "core.fsmonitor=false"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "vaecli", "presets"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    return None
+
+
 def provenance() -> dict[str, Any]:
-    """What produced a run: program, versions, machine, time."""
+    """What produced a run: program, its commit, versions, machine, time."""
     import torch
 
     return {
         "argv": sys.argv[1:],
         "vaecli": __version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -37,6 +37,10 @@ class Judge:
         """A warning that an evaluation at `step` gives reason for."""
         return None
 
+    def picture(self, model: Model, config: RunConfig) -> bytes | None:
+        """Samples of a model in evaluation mode (PNG), the same draws each time."""
+        return None
+
     def final(
         self,
         model: Model,
@@ -57,7 +61,8 @@ class Wanted(NamedTuple):
 
     where: torch.device
     parent: Path
-    prefix: str
+    prefix: str  # what the directory's name starts with
+    preset: str | None
     name: str | None
     init_from: str | None
     limit: float | None
@@ -82,7 +87,8 @@ def check_given(config: RunConfig, tree: Tree) -> None:
     if models.takes_steps(config.model):
         return
     idle = sorted(f"optim.{key}" for key in _given(tree, "optim"))
-    idle += sorted(f"train.{key}" for key in _given(tree, "train") if key not in ("eval_images", "keep", "fast"))
+    kept = ("eval_images", "samples", "keep", "fast")
+    idle += sorted(f"train.{key}" for key in _given(tree, "train") if key not in kept)
     if idle:
         raise ConfigError(
             f"{config.model.name} is fitted in closed form and takes no steps: {', '.join(idle)} would do nothing",
@@ -143,7 +149,7 @@ def _start(
         device=device.describe(wanted.where),
         processes=1 if wanted.group is None else wanted.group.size,
         data=dataset.info.source,
-        preset=wanted.prefix,
+        preset=wanted.preset,
         origin=model.origin,
     )
     return (yield from _train(run_dir, model, config, state, dataset, stop, wanted.started, judge, wanted.alone))
@@ -213,7 +219,7 @@ def resume(path: Path, changed: Callable[[RunConfig], RunConfig], options: Resum
     finished = not takes_steps or config.train.total_steps == loaded.step
     if finished and (config.density is None or _density_of(step_dir, loaded.model) is not None):
         output.notice(f"{run_path} is finished at step {loaded.step:,}: nothing to do")
-        return _record(run_path, "finished", loaded.step, {})
+        return _record(run_path, "finished", loaded.step, rundir.last_evaluation(run_path))
     if options.dry_run:
         output.notice(f"would resume {run_path} at step {loaded.step:,}")
         return banner.dry_run(config, where, run_path)
@@ -308,14 +314,17 @@ def _train(
     run_dir.log = told.log
     try:
         with memory_errors(config.train.batch_size, dataset.info.shape):
-            run_dir.status(status="running")
             stream, held_out = dataset.stream(config.seed, config.train.batch_size), dataset.held_out("val")
+            run_dir.status(status="running", evaluated=held_out.name)
             recorded = None if state.group is not None else placing.recorded(model, config, state, stream)
             batches = PartOf(stream, state.group) if isinstance(state.group, Group) else stream
             training = dataset.training(config.seed)
             with meter, output.progress("fitting", len(training)) if not state.players else _silent() as progress:
                 hooks = trainer.Hooks(
-                    meter.report, lambda record, step, last: judge.concern(model, record, config, step, last), progress
+                    meter.report,
+                    lambda record, step, last: judge.concern(model, record, config, step, last),
+                    progress,
+                    lambda: judge.picture(model, config),
                 )
                 outcome = yield from trainer.fit(
                     run_dir, model, config, state, batches, training, held_out, stop, hooks, recorded

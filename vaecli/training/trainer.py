@@ -47,11 +47,13 @@ class Hooks:
     `report`    called after every step with the means of a window where one is over, else with nothing.
     `concern`   a warning that an evaluation gives reason for, given the record, the step and the last step.
     `progress`  told the images that a fit has seen.
+    `picture`   a picture (PNG) for the run directory, of the model as it is; None where there is nothing to be seen.
     """
 
     report: Callable[[TrainState, Mapping[str, float]], None] = lambda state, means: None
     concern: Concern = lambda record, step, last: None
     progress: Callable[[float], None] = lambda images: None
+    picture: Callable[[], bytes | None] = lambda: None
 
 
 def fit(
@@ -131,6 +133,8 @@ def fit(
                 evaluation = record
                 run.record("val", state.step, record)
                 evaluated = state.step
+                if run.writes and (picture := hooks.picture()) is not None:
+                    run.picture(state.step, picture)
                 concern = hooks.concern(record, state.step, last)
                 if concern is not None and not warned:
                     output.warning(concern)

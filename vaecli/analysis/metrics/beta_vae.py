@@ -100,9 +100,7 @@ def score(codes: Codes, seed: int, protocol: Protocol = DLIB) -> Score:
     notes: tuple[str, ...] = ()
     if protocol.classifier == "adagrad":
         settings["inferred"] = ["pairs", "predictor"]
-        notes = (
-            f"beta-vae-{protocol.name}: {protocol.pairs} pairs and where Adagrad stops are inferred, not published",
-        )
+        notes = (f"the {protocol.pairs} pairs and where Adagrad stops are inferred, not published",)
     if protocol.scores > 1:
         settings["accuracies"] = list(accuracies)
         values["best_half"] = best_half(accuracies)[0]
