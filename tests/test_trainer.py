@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, Result, command
@@ -415,6 +416,13 @@ def test_samples_are_drawn_at_every_evaluation_and_change_nothing(vae: Callable[
     with torch.no_grad():
         expected = loaded.model.image(loaded.model.draw(64)).numpy()
     assert drawn[-1].read_bytes() == figures.grid(expected)
+
+
+def test_samples_of_images_of_five_channels_show_the_first(vae: Callable[..., Result], tmp_path: Path) -> None:
+    np.savez("five.npz", images=np.random.default_rng(0).random((40, 8, 8, 5), dtype=np.float32))
+    done = vae("train", "-d", "array:five.npz", "-m", "vae", "--steps", 2, "--name", "f")
+    assert done.code == 0 and "--channels" not in done.err, done.err
+    assert Path("runs/f/samples/step-00000002.png").is_file()
 
 
 def test_samples_are_not_drawn_into_another_folder(vae: Callable[..., Result], tmp_path: Path) -> None:

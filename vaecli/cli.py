@@ -258,6 +258,7 @@ def train(
         signal.signal(signal.SIGUSR1, lambda *_: None)
     from vaecli.commands import train as command
 
+    _pictures(None)
     given = _flags(data, model, steps, batch_size, lr, beta, latent_dim, seed)
     layers = command.Layers(preset, config, given, sets or [])
     command.run(layers, name, runs_dir, resume, init_from, max_time, seeds, device, dry_run, force, json)

@@ -341,6 +341,8 @@ class Judge(session.Judge):
                 x_BCHW = model.image(model.draw(n))
             except NoPrior:
                 return None
+        if x_BCHW.shape[1] not in (1, 3):  # its first channel: what `--channels` is for other commands, training lacks
+            x_BCHW = x_BCHW[:, :1]
         return figures.grid(x_BCHW.float().cpu().numpy()) if bool(x_BCHW.isfinite().all()) else None
 
     def final(
