@@ -112,7 +112,7 @@ def test_listings(vae: Callable[..., Result]) -> None:
             "a fraction is in [0, 1), and a number",
         ),
         (["train", "--data", "digits", "-m", "vae", "-S", "model.net=locatello"], 2, "resize the images to 64 pixels"),
-        (["analyze", "x", "--density", "none"], 2, "--density says what --samples or --control draw from"),
+        (["analyze", "x", "--density", "none"], 2, "--density says what --samples, --control or"),
         (["analyze", "x", "--nll-images", "5"], 2, "--nll-images says how many images --nll takes"),
         (["analyze", "x.npz", "--data", "squares"], 2, "--data is for checkpoints"),
         (["analyze", "x.npz", "--batch-size", "5"], 2, "--batch-size is for checkpoints"),

@@ -563,8 +563,8 @@ def analyze(
     metrics = by_protocol(metrics, protocol)
     if nll_images is not None and nll is None:
         raise ConfigError("--nll-images says how many images --nll takes", "give --nll K, too")
-    if density is not None and samples is None and not control:
-        raise ConfigError("--density says what --samples or --control draw from", "give one of them, too")
+    if density is not None and samples is None and not control and not diagnosis:
+        raise ConfigError("--density says what --samples, --control or --diagnosis draw from", "give one of them, too")
     asked = Request(samples, nll, 1000 if nll_images is None else nll_images, density or "stored", fid)
     command.run(
         checkpoint, split, limit, metrics, diagnosis, fail_if, batch_size, seed, device, json, csv, data, asked, control

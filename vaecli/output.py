@@ -26,6 +26,7 @@ PADDING = 3  # between two columns
 _quiet = False
 stdout_was_closed = False  # when the command was started
 _log = logging.getLogger("vaecli")  # a run directory attaches its train.log here
+_log.addHandler(logging.NullHandler())  # without any, logging itself would print to stderr, and wait for its reader
 
 
 class _Earlier(logging.Handler):
