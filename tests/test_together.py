@@ -124,11 +124,22 @@ def test_all_obey_a_signal() -> None:
     ("settings", "says"),
     [
         (("--model", "beta-tcvae"), "terms of its objective depend on which images share a batch"),
-        (("--model", "factor-vae"), "FactorVAE|depend on which images|several players"),
+        # The rest is refused by the same questions, and each takes two processes.
+        pytest.param(
+            ("--model", "factor-vae"), "FactorVAE|depend on which images|several players", marks=pytest.mark.long
+        ),
         (("--model", "beta-vae", "--batch-size", 33), "train.batch_size is 33, which 2 processes cannot share"),
         (("--model", "vae", "-S", OPTIMAL), "keeps numbers of its batches"),
-        (("--model", "annealed-vae"), "terms of its objective depend on which images share a batch"),
-        (("--model", "vae", "-S", "model.free_bits=0.1"), "free bits are counted over a whole batch"),
+        pytest.param(
+            ("--model", "annealed-vae"),
+            "terms of its objective depend on which images share a batch",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ("--model", "vae", "-S", "model.free_bits=0.1"),
+            "free bits are counted over a whole batch",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_is_no_mean_over_images_is_refused(settings: tuple[object, ...], says: str) -> None:

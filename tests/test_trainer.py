@@ -654,7 +654,10 @@ SMALL_STOP = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "rmsprop", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adam", *(pytest.param(name, marks=pytest.mark.long) for name in ("adamw", "adagrad", "rmsprop", "sgd"))],
+)
 def test_training_imports_no_compiler(optimizer: str, tmp_path: Path) -> None:
     """torch's optimizers would import its compiler: more than a second before the first step, and 120 MB."""
     code = "import sys; from vaecli import cli; sys.argv[0] = 'vae'\ntry: cli.main()\n"
