@@ -137,6 +137,11 @@ def test_failure_at_every_operation(file: Path, tmp_path: Path, monkeypatch: pyt
     loaded = checkpoint.load(file, CPU)
     folder = tmp_path / "steps"
     folder.mkdir()
+    monkeypatch.setattr(checkpoint, "FILES", Recorder(fail_at=1))
+    with pytest.raises(MachineError) as first:
+        commit(loaded, folder, 1)
+    assert "there is no checkpoint before it" in str(first.value.hint)
+    monkeypatch.undo()
     commit(loaded, folder, 1)
     for k in range(12):
         monkeypatch.setattr(checkpoint, "FILES", Recorder(fail_at=k))

@@ -134,6 +134,10 @@ def test_sample_into_a_folder(model: Pixels, capsys: pytest.CaptureFixture[str])
     assert np.array_equal(np.asarray(Image.open("many/00065.png")), expected)
     with pytest.raises(ConfigError, match="exists already"):
         sample.run("run", 2, "many", temperature=1.0, json=False, **COMMON)
+    (Path("many") / "00000.png").unlink()
+    (Path("many") / "00001.png").unlink()
+    sample.run("run", 2, "many", temperature=1.0, json=False, **COMMON)
+    assert len(os.listdir("many")) == 66  # without --force nothing goes
     # Older images of ours go, as they would pass for new ones; what we did not write stays.
     Image.new("L", (4, 4)).save("many/00070.png")
     sample.run("run", 2, "many", temperature=1.0, json=False, **{**COMMON, "force": True})

@@ -281,6 +281,24 @@ def test_models_that_differ_have_their_settings_as_columns(
     ]
 
 
+def test_steps_are_no_setting_of_a_fit_in_closed_form(vae: Vae, trained: Callable[..., str]) -> None:
+    run = trained("a", model="vae")
+    fitted = vae("train", "-m", "pca", "-d", "squares", "--runs-dir", "runs", "--name", "p", "-q").out.strip()
+    found = json.loads(vae("compare", fitted, run, "--json").out)["groups"]
+    assert [(g["settings"]["train.steps"], g["settings"].get("optim.lr")) for g in found] == [(None, None), (2, None)]
+
+
+def test_what_bold_means_is_said_of_one_seed_and_of_several(
+    vae: Vae, seeds: list[str], measured: list[dict[str, Any]]
+) -> None:
+    several = vae("compare", *seeds, "--format", "latex")
+    assert "mathbf" in several.out and "bold: the best mean of its column, by more than two" in several.err
+    assert "where there is more than one seed" in several.err and "+- the standard deviation over seeds" in several.err
+    one = next(run for run in seeds if json.loads(vae("info", run, "--json").out)["config"]["model"]["beta"] == 1)
+    alone = vae("compare", seeds[0], one, "--format", "markdown")
+    assert "**" in alone.out and "of one seed each, which does not tell how far seeds lie apart" in alone.err
+
+
 def test_steps_of_one_run_are_told_apart(vae: Vae, trained: Callable[..., str], measured: list[dict[str, Any]]) -> None:
     run = trained("a", 0, "-S", "train.save_every=2", steps=4)
     steps = [f"{run}/checkpoints/step-0000000{step}" for step in (2, 4)]

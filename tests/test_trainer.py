@@ -396,6 +396,7 @@ def test_the_commit_of_the_programs_source(monkeypatch: pytest.MonkeyPatch, tmp_
     author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "x"]):
         subprocess.run(["git", "-C", tmp_path / "source", *words], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))  # as a hook of another repository has it
     found = rundir.provenance()["commit"]
     assert isinstance(found, str) and re.fullmatch(r"[0-9a-f]{40}", found)
     source.write_text("changed")

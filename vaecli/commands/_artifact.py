@@ -182,7 +182,7 @@ def write_images(
     """
     folder = _folder(output)
     if folder is not None:
-        _write_folder(folder, chunks, advance)
+        _write_folder(folder, chunks, force, advance)
         return str(folder)
     packed = output is not None and output.lower().endswith(".npz")
     if not packed:
@@ -204,7 +204,9 @@ def _folder(output: str | None) -> Path | None:
     return Path(output)
 
 
-def _write_folder(folder: Path, chunks: Iterable[tuple[Array, Array]], advance: Callable[[float], None]) -> None:
+def _write_folder(
+    folder: Path, chunks: Iterable[tuple[Array, Array]], force: bool, advance: Callable[[float], None]
+) -> None:
     number = 0
     for x_BCHW, _ in chunks:
         try:
@@ -216,7 +218,7 @@ def _write_folder(folder: Path, chunks: Iterable[tuple[Array, Array]], advance: 
             number += 1
         advance(len(x_BCHW))
     # Images of an earlier call with more of them would be taken for this one's. What we did not write stays.
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(folder.glob("*.png")) if force else ():
         if re.fullmatch(r"[0-9]{5,7}", path.stem) and int(path.stem) >= number and figures.is_signed(path):
             path.unlink()
 

@@ -346,11 +346,14 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root), "-c", "core.fsmonitor=false"]
+    here = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of another repository
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True, env=here
+        )
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no", "--", "vaecli", "presets"],
-            capture_output=True, text=True, timeout=10, check=True,
+            capture_output=True, text=True, timeout=10, check=True, env=here,
         )  # fmt: skip
         return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
     return None
