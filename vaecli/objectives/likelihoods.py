@@ -210,6 +210,9 @@ class RunningGaussian(Gaussian):
     """sigma^2 <- min(sigma^2, 0.99 sigma^2 + 0.01 MSE) over the training batches: it follows the error down and never
     rises (Asperti & Trentin 2020, section 4, and their code). Constant for the gradient.
 
+    A ratchet: batches below it pull it down and none pushes it up, so that it ends below the error, by a tenth with
+    batches of 128 of MNIST and by a fortieth with 2048 (the row asperti-sigma).
+
     At sigma^2 = MSE the reconstruction is D/2 log MSE and a constant, so that the balance of reconstruction and KL
     stays what it is while the error falls.
     """
