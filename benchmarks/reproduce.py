@@ -94,7 +94,8 @@ def page(folder: Path) -> str:
         "<!-- written by benchmarks/reproduce.py from the records in docs/reproduce -->",
         "",
         f"Of {len(known)} rows {len(records)} were run: {count[reproduce.HOLDS]} hold, {count[reproduce.SHORT]} fall "
-        f"short, {count[reproduce.OPEN]} are not judged. Each is repeated by `vae reproduce ROW`, or by hand by the "
+        f"short, {count[reproduce.OPEN]} {'is' if count[reproduce.OPEN] == 1 else 'are'} not judged. "
+        "Each is repeated by `vae reproduce ROW`, or by hand by the "
         "commands that `presets/reproduce/ROW.yaml` names. A tolerance is the row's own, whatever time there was. "
         "Seconds are with all trainings; there are none where runs of before were found again.",
         "",

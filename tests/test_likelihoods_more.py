@@ -116,6 +116,19 @@ def test_running_variance_never_rises_and_ends_at_the_error() -> None:
     assert float(per_batch) == pytest.approx(0.5 * pixels * (1 + math.log(2 * math.pi * mse)), rel=1e-12)
 
 
+def test_running_variance_is_a_ratchet_over_batches_that_differ() -> None:
+    """The published update, batch by batch; and of batches with the same error on average it ends below that."""
+    likelihood = likelihoods.build(GaussianLikelihoodConfig(variance="running", sigma=0.5)).double()
+    x, rng, variance, errors = images(3), torch.Generator().manual_seed(0), 0.25, []
+    for _ in range(3000):
+        off = 0.1 * (1 + 0.2 * torch.rand((), generator=rng, dtype=F64))
+        likelihood.log_prob(x, x + off, {"likelihood.sigma": 1.0})
+        errors.append(float(off) ** 2)
+        variance = min(variance, 0.99 * variance + 0.01 * errors[-1])
+    assert float(likelihood.variance) == pytest.approx(variance, rel=1e-9)
+    assert min(errors) < variance < 0.95 * sum(errors) / len(errors)
+
+
 def test_learned_running_and_optimal_agree() -> None:
     """The three variances that are not fixed meet at the mean squared error of the best constant image."""
     x = images(5, (64, 1, 4, 4))
