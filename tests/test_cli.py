@@ -153,6 +153,9 @@ def test_runs_by_their_paths_and_which_elbo_is_of_training(vae: Callable[..., Re
     assert shown["b"].endswith(" (train)") and "train" not in shown["a"] and float(shown["a"]) < 0
     told = {one["name"]: one["evaluated"] for one in json.loads(vae("runs", "--json").out)["runs"]}
     assert told == {"a": "val", "b": "train"}
+    before = Path("runs/b/run.json")  # by a run of before that was recorded
+    before.write_text(json.dumps({k: v for k, v in json.loads(before.read_text()).items() if k != "evaluated"}))
+    assert {one["evaluated"] for one in json.loads(vae("runs", "--json").out)["runs"]} == {"val", "train"}
 
 
 def test_offline_is_an_option_of_every_command(vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
