@@ -5,16 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What changes nothing of what a run computes, and so is no difference.
-IDLE = (
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_images",
-    "train.samples",
-    "train.save_every",
-    "train.keep",
-    "train.fast",
-)
+# How often a run tells and saves what, and how much of it.
+RECORDING = tuple(f"train.{k}" for k in ("log_every", "eval_every", "eval_images", "samples", "save_every", "keep"))
+IDLE = (*RECORDING, "train.fast")  # what changes nothing of what a run computes, and so is no difference
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

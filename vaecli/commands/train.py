@@ -19,6 +19,7 @@ from vaecli.analysis import tables
 from vaecli.analysis.diagnosis import discriminator_wins, final_report, warn_while_training, with_past
 from vaecli.analysis.gathering import limited
 from vaecli.batch import at_once
+from vaecli.commands._labels import RECORDING
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
 from vaecli.data.base import SplitView
@@ -34,12 +35,7 @@ DEFAULT_PRESET = "beta-vae-dsprites"
 # What may differ when a run is continued in place; anything else would make it another run.
 MAY_CHANGE = (
     "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_images",
-    "train.samples",
-    "train.save_every",
-    "train.keep",
+    *RECORDING,
     "train.log",
     "data.path",  # where the same images are now
 )

@@ -26,20 +26,25 @@ from vaecli.registry import nearest
 from vaecli.settings.section import PositiveInt, Section
 
 
-def _fraction(below: str) -> BeforeValidator:
-    """Says what a number with a decimal point may be, in place of what an integer may be."""
+def _fraction(of_all: bool) -> BeforeValidator:
+    """Says what a number with a decimal point may be, `of_all` 1 too, in place of what an integer may be."""
 
     def check(value: object) -> object:
-        if isinstance(value, float) and not (0 <= value < 1 or (value == 1 and below == "1]")):
-            raise ValueError(f"a fraction is in [0, {below}, and a number of images a whole number")
+        if isinstance(value, float) and not (0 <= value < 1 or (of_all and value == 1)):
+            interval = "[0, 1]" if of_all else "[0, 1)"
+            raise ValueError(f"a fraction is in {interval}, and a number of images a whole number")
         return value
 
     return BeforeValidator(check)
 
 
 # An integer is a number of images, a number with a decimal point a fraction.
-Holdout = Annotated[Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, lt=1)], _fraction("1)")]
-Labelled = Annotated[Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, le=1)], _fraction("1]")]
+Holdout = Annotated[
+    Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, lt=1)], _fraction(of_all=False)
+]
+Labelled = Annotated[
+    Annotated[int, Field(ge=0, le=2**53)] | Annotated[float, Field(ge=0, le=1)], _fraction(of_all=True)
+]
 Values = str | int | Annotated[list[str | int], Field(min_length=1)]  # of a factor
 
 _SPLIT_SEED = 20_170_424  # fixed: which images are held out must not depend on the seed of a training run

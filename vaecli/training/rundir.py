@@ -246,18 +246,25 @@ class Past:
         return max(at_best, default=-math.inf) > elbo
 
 
+def _records(run: Path) -> list[dict[str, Any]] | None:
+    """The lines of a run's metrics.jsonl; None where it cannot be read."""
+    try:
+        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
+    except OSError:
+        return None
+    return [safe_files.json_object(line) for line in lines]
+
+
 def past(inside: Path) -> Past | None:
     """What the metrics.jsonl of the run that a path lies in tells of it; None where there is none."""
     run = next((parent for parent in (inside, *inside.parents[:3]) if is_run(parent)), None)
     if run is None:
         return None
-    try:
-        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
-    except OSError:
+    records = _records(run)
+    if records is None:
         return None
     found: dict[str, list[tuple[int, float]]] = {"val": [], "train": []}
-    for line in lines:
-        record = safe_files.json_object(line)
+    for record in records:
         with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
             if math.isfinite(record["elbo"]):
                 found[record["kind"]].append((int(record["step"]), float(record["elbo"])))
@@ -269,15 +276,8 @@ def past(inside: Path) -> Past | None:
 
 def last_evaluation(run: Path) -> dict[str, Any]:
     """The last record of held-out images in a run's metrics.jsonl, empty where there is none."""
-    try:
-        lines = safe_files.read(run / "metrics.jsonl", LARGEST_LOG).splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        record = safe_files.json_object(line)
-        if record.get("kind") == "val":
-            return {key: value for key, value in record.items() if key not in ("kind", "step")}
-    return {}
+    found = [record for record in _records(run) or () if record.get("kind") == "val"]
+    return {key: value for key, value in found[-1].items() if key not in ("kind", "step")} if found else {}
 
 
 def check_name(name: str) -> None:
