@@ -21,7 +21,7 @@ from conftest import HERE, Result, command
 from safetensors.torch import load_file
 
 from vaecli import data, device, models, registry
-from vaecli.analysis import control, leak
+from vaecli.analysis import aggregate, control, leak, probes
 from vaecli.data.squares import Config as Squares
 from vaecli.models.base import Model, NoPrior
 from vaecli.objectives.distributions import Point
@@ -75,8 +75,13 @@ def test_every_parameter_is_trained(name: str, toy_models: list[str]) -> None:
 def test_all_commands(
     name: str, toy_models: list[str], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What takes most of a page's time, of fewer images: its numbers are tested elsewhere.
+    # What takes most of a page's time, of fewer images and steps: its numbers are tested elsewhere.
     monkeypatch.setattr(leak, "leak", partial(leak.leak, groups=3))
+    monkeypatch.setattr(probes, "classifier", partial(probes.classifier, steps=20))
+    separate = aggregate.classifier
+    monkeypatch.setattr(
+        aggregate, "classifier", lambda mean, logvar, prior, seed, *_: separate(mean, logvar, prior, seed, 20)
+    )
     subject = control.subject
     monkeypatch.setattr(control, "subject", lambda *args: replace(subject(*args), images=60))
     model = built(name)
@@ -120,7 +125,7 @@ def test_all_commands(
     else:
         assert likely.code == 2 and "error: --nll: " in likely.err, likely.err
     # Metrics are of codes, whatever they are from, and all of them take most of a page's time.
-    page = vae("report", "runs/r", "-o", "r.html", "--metrics", "mig,dci,sap")
+    page = vae("report", "runs/r", "-o", "r.html", "--metrics", "mig")
     assert page.code == 0, page.err
     assert Path("r.html").read_text().startswith("<!doctype html>")
     for args in (
@@ -164,7 +169,8 @@ def compare_elbo(run: str, printed: float | None) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_resume_is_bit_exact(name: str, toy_models: list[str], vae: Callable[..., Result]) -> None:
     """40 steps straight equal the rest from step 17, in the middle of an epoch, of a window of records and, where there
-    are several, of a stage; and from step 34, in the middle of the next: weights, buffers, optimizers and records."""
+    are several, of a stage; there, and where there is work between steps, also from step 34, in the middle of the next:
+    weights, buffers, optimizers and records."""
     model = built(name)
     if model.closed_form:
         pytest.skip("takes no steps")
@@ -173,7 +179,7 @@ def test_resume_is_bit_exact(name: str, toy_models: list[str], vae: Callable[...
     total = 40 if len(stages) == 1 else 40 // len(stages) * len(stages)
     line = options(name, steps=steps, log_every=7, eval_every=10, save_every=17, keep=9)
     assert vae(*line, "--name", "straight").code == 0
-    for step in (17, 34):
+    for step in (17, 34) if len(stages) > 1 or type(model).due is not Model.due else (17,):
         shutil.copytree("runs/straight", f"runs/from-{step}", symlinks=True)
         resumed = vae("train", "--resume", f"runs/from-{step}/checkpoints/step-{step:08}", "-q")
         assert resumed.code == 0, resumed.err

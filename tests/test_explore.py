@@ -192,7 +192,7 @@ def test_the_page_alone_shows_what_decode_gives(run: Path, browser: Browser) -> 
 
 
 def test_in_a_report_behind_a_button(run: Path, browser: Browser, tmp_path: Path) -> None:
-    done = vae("report", run, "-o", tmp_path / "report.html", cwd=tmp_path)
+    done = vae("report", run, "-o", tmp_path / "report.html", "--metrics", "none", "--limit", 200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     browser.open(tmp_path / "report.html")
     assert browser.js("document.querySelectorAll('#explorer canvas').length") == 0

@@ -765,8 +765,8 @@ def test_labels_can_be_read_from_z0_by_a_linear_map_as_well_as_by_any() -> None:
 # ---- resuming
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["semafo-vae", pytest.param("semafo-hvae", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["semafo-vae", "semafo-hvae"])
 def test_killed_in_the_warm_up_and_resumed(name: str, vae: Callable[..., Result]) -> None:
     """kill -9 while labelled images alone are read; the resumed run goes on like a straight one."""
     from test_every_model import options, same_run

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,26 @@ def test_best_by_validation_stays_beside_the_newest(vae: Callable[..., Result]) 
     beta = "model.beta={schedule: linear, start: 0, end: 4, steps: 40}"
     moving = vae("train", *TINY, "--model", "beta-vae", "-S", beta, "--steps", 40, *options, "--name", "m", "-q")
     assert not (Path(moving.out.strip()) / "checkpoints" / "best").is_symlink()
+
+
+def test_it_saves_by_the_clock_too_and_changes_nothing(
+    vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps that take long little is lost, however many there are between two checkpoints."""
+    now = iter(range(0, 10**9, 100))  # every look at the clock takes 100 seconds
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    kept = {}
+    for minutes in (0, 10):
+        minute = ("-S", f"train.save_minutes={minutes}", "-S", "train.keep=99", "-S", "train.log_every=5")
+        done = vae("train", *TINY, "--steps", 30, *minute, "--runs-dir", "runs", "--name", minutes, "-q")
+        assert done.code == 0, done.err
+        kept[minutes] = sorted(
+            int(p.name.removeprefix("step-")) for p in Path(f"runs/{minutes}/checkpoints").glob("step-*")
+        )
+    assert kept[0] == [30]
+    assert 3 <= len(kept[10]) <= 6 and kept[10][-1] == 30  # a look or two a step, and seven are over 600 seconds
+    plain, clocked = (load_file(f"runs/{minutes}/checkpoints/latest/model.safetensors") for minutes in (0, 10))
+    assert all(torch.equal(plain[key], clocked[key]) for key in plain)
 
 
 @pytest.mark.parametrize(
@@ -653,6 +674,27 @@ SMALL_STOP = [
     "model.net={name: mlp, hidden: [4]}",
     "train={steps: 30, batch_size: 8, eval_every: 15, save_every: 30, keep: 5}",
 ]
+
+
+def test_building_for_shapes_imports_no_compiler() -> None:
+    """As checkpoints are loaded: drawing values that are not there would take more than a second. Three models build
+    masks and tables."""
+    code = """if True:
+        import sys
+        from vaecli import data, device, models, registry
+        from vaecli.data.squares import Config
+        info = data.load(Config(name="squares")).info
+        nets = {"vae": ["conv", "semafo"], "infogan": ["spectral", "dcgan"]}
+        for name in sorted(set(registry.names("model")) - {"iaf-vae", "m2", "qlae"}):
+            kind = registry.load("model", name).Config
+            for extra in ({}, *({"net": net} for net in nets.get(name, []))):
+                with device.without_values():
+                    model = models.build(kind.model_validate({**kind.tiny, **extra}), info)
+                assert all(tensor.is_meta for tensor in model.state_dict().values()), name
+                assert not {"torch._dynamo", "sympy"} & sys.modules.keys(), (name, extra)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

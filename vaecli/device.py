@@ -4,12 +4,34 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vaecli.errors import ConfigError, MachineError
 
 NAMES = ("auto", "cuda", "mps", "cpu")
+
+
+class _Unfilled(TorchFunctionMode):
+    """Fills no tensor of the meta device, which has no values. torch would import its compiler to do that: a second or
+    two."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """What is built here has shapes and types, but takes no memory."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def available() -> list[str]:

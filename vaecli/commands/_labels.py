@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # How often a run tells and saves what, and how much of it.
-RECORDING = tuple(f"train.{k}" for k in ("log_every", "eval_every", "eval_images", "samples", "save_every", "keep"))
+RECORDING = tuple(
+    f"train.{k}" for k in ("log_every", "eval_every", "eval_images", "samples", "save_every", "save_minutes", "keep")
+)
 IDLE = (*RECORDING, "train.fast")  # what changes nothing of what a run computes, and so is no difference
 
 

@@ -15,7 +15,7 @@ from vaecli import paths, registry
 from vaecli.config.tree import Key, Tree
 from vaecli.errors import ConfigError
 from vaecli.settings.optim import OPTIMS, SGD, Adagrad, Adam, AdamW, OptimConfig, RMSprop
-from vaecli.settings.section import BatchSize, Count, PositiveInt, Precision, Section
+from vaecli.settings.section import BatchSize, Count, NonNegative, PositiveInt, Precision, Section
 
 if TYPE_CHECKING:
     from vaecli.data.base import DataConfig
@@ -37,6 +37,7 @@ class TrainConfig(Section):
     eval_images: PositiveInt = 10_000  # at most so many held-out images in the evaluations during training
     samples: Annotated[int, Field(ge=0, le=1024)] = 64  # drawn at every evaluation, as a picture in the run directory
     save_every: PositiveInt = 5_000
+    save_minutes: NonNegative = 10  # saved also so long after the last checkpoint, however few the steps; 0: not
     keep: PositiveInt = 2  # checkpoints kept, newest first
     fast: bool = True  # the faster equivalents of vaecli.speed, where they work
     precision: Precision = "fp32"  # bf16: the networks compute in bfloat16, where the hardware does

@@ -54,7 +54,8 @@ class Model(_labels.Model):
         self.levels = (self.level_y(), Level("zc", (c,)), Level("zs", (d,), standard=True))
         self.encoder, self.decoder = coders.build(config.net, info.shape, 2 * (c + d), c + d)
         self.slope_C, self.shift_C = nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(c))
-        self.mean_2C = nn.Parameter(torch.tensor([[-2.0], [2.0]]).repeat(1, c))  # where a value is not y's, and is
+        self.mean_2C = nn.Parameter(torch.full((2, c), -2.0))  # where a value is not y's, and is
+        self.mean_2C.data[1] = 2.0
         self.logvar_2C = nn.Parameter(torch.zeros(2, c))
 
     # ---- the distributions

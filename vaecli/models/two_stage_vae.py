@@ -9,6 +9,7 @@ An image is drawn by u ~ N(0, I), z ~ p(z|u), E[x|z].
 Until the second stage begins the model is the first alone: z ~ N(0, I), and u says nothing.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -60,7 +61,7 @@ class Model(GaussianVAE):
         d, widths = config.latent_dim, config.second_hidden
         self.levels = (Level("u", (d,), standard=True), Level("z", (d,)))
         self.up, self.down = Shortcut(d, widths, 2 * d), Shortcut(d, widths[::-1], d)
-        self.log_gamma_z = nn.Parameter(torch.tensor(config.gamma_z).log())
+        self.log_gamma_z = nn.Parameter(torch.tensor(math.log(config.gamma_z)))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # whether the second stage has, as it is kept
         self.second = False  # the same: what a program is recorded by must not be read from a tensor
         self.register_load_state_dict_post_hook(_recall)  # type: ignore[no-untyped-call]

@@ -54,7 +54,7 @@ class Model(GaussianVAE):
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)
         self.levels = (Level("z", (config.latent_dim,)),)
-        self.pseudo_KCHW = nn.Parameter(0.01 * torch.randn(config.components, *info.shape))
+        self.pseudo_KCHW = nn.Parameter(torch.empty(config.components, *info.shape).normal_(std=0.01))
 
     def begin(self, train: Split) -> None:
         super().begin(train)

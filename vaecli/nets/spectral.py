@@ -28,6 +28,8 @@ class _Spectral(nn.Module):
 
     def start(self) -> None:
         """Find u from a random one: called when the weight has its first values."""
+        if self.weight.is_meta:  # which has no values, and takes seconds to find that out
+            return
         self.u_O.copy_(F.normalize(torch.randn_like(self.u_O), dim=0))
         for _ in range(WARM_UP):
             self.iterate()

@@ -71,7 +71,7 @@ def dry_run(config: RunConfig, where: torch.device, target: Path) -> dict[str, A
     dataset = to_device(data.load(config.data), where)
     check_labels(config, dataset.info)
     config = choose(config, dataset.info)
-    with torch.device("meta"):
+    with device.without_values():
         model = models.build(config.model, dataset.info)
     check(model, config, dataset)
     check_disk(target.parent, model, config)

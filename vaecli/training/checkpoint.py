@@ -28,6 +28,7 @@ from torch import Tensor
 import vaecli.models as models
 from vaecli import __version__, data, hub, output, safe_files
 from vaecli import config as configs
+from vaecli import device as devices
 from vaecli.batch import DataInfo
 from vaecli.config import RunConfig
 from vaecli.config import tree as trees
@@ -297,7 +298,7 @@ def resolve(path: str | Path) -> Path:
         if safe_files.is_plain(path / "run.json"):
             raise CheckpointError(
                 f"{path}: this run holds no checkpoint yet",
-                "one is saved every `train.save_every` steps, and when the run ends or is stopped",
+                "one is saved every `train.save_every` steps or `train.save_minutes`, and when it ends or is stopped",
             )
         raise CheckpointError(
             f"{path}: holds no checkpoint", "give a run directory, a step directory or a .safetensors file"
@@ -493,7 +494,7 @@ def load_model(path: Path, device: torch.device) -> Loaded:
     metadata, stored, data_bytes = read_header(path)
     config, info, step = read_config(path, metadata)
     try:
-        with torch.device("meta"):
+        with devices.without_values():
             model = models.build(config.model, info)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.message}", more=error.more) from None

@@ -189,7 +189,7 @@ def _share_the_device(config: RunConfig, dataset: Dataset, where: torch.device) 
     """Whether several runs can be in one process: on a GPU, where each is recorded and has a stream of its own."""
     if where.type != "cuda" or not models.takes_steps(config.model) or not config.train.fast:
         return False
-    with torch.device("meta"):
+    with device.without_values():
         model = models.build(config.model, dataset.info)
     return graph.obstacle(model, config) is None and placing.fits(dataset, where)
 

@@ -51,7 +51,7 @@ def latents(model: Model) -> int:
 
 def check(config: DensityConfig, model: Model, images: int) -> Density:
     """The density that would be fitted to so many images' codes, without memory. ConfigError where it cannot be."""
-    with torch.device("meta"):
+    with devices.without_values():
         density = densities.build(config, latents(model))
     density.check(min(images, CODES))
     if density.labelled and not model.info.factor_names:

@@ -142,7 +142,11 @@ def fit(
         # One look, for saving and leaving alike: a signal or the deadline may have come during the evaluation.
         reason, number, asked = stop.reason, stop.signal, stop.saves
         leaving = finished or reason is not None or asked > obeyed
-        if saved != state.step and (leaving or (state.step and state.step % config.train.save_every == 0)):
+        steps, seconds = config.train.save_every, 60 * config.train.save_minutes
+        if saved != state.step and (
+            leaving
+            or (state.step and (state.step % steps == 0 or 0 < seconds <= time.monotonic() - clock))  # of the last save
+        ):
             save()
         obeyed = asked
         if finished and (shortened is None or number is None):
