@@ -20,7 +20,7 @@ import torch
 from conftest import HERE, Result, command
 from safetensors.torch import load_file
 
-from vaecli import data, device, models, registry
+from vaecli import data, device, models, noise, registry
 from vaecli.analysis import aggregate, control, leak, probes
 from vaecli.data.squares import Config as Squares
 from vaecli.models.base import Model, NoPrior
@@ -75,7 +75,8 @@ def test_every_parameter_is_trained(name: str, toy_models: list[str]) -> None:
 def test_all_commands(
     name: str, toy_models: list[str], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What takes most of a page's time, of fewer images and steps: its numbers are tested elsewhere.
+    # What takes most of the time, of fewer images, draws and steps: its numbers are tested elsewhere.
+    monkeypatch.setattr(noise, "draws", lambda images: 4)
     monkeypatch.setattr(leak, "leak", partial(leak.leak, groups=3))
     monkeypatch.setattr(probes, "classifier", partial(probes.classifier, steps=20))
     separate = aggregate.classifier
@@ -167,13 +168,16 @@ def compare_elbo(run: str, printed: float | None) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resume_is_bit_exact(name: str, toy_models: list[str], vae: Callable[..., Result]) -> None:
+def test_resume_is_bit_exact(
+    name: str, toy_models: list[str], vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """40 steps straight equal the rest from step 17, in the middle of an epoch, of a window of records and, where there
     are several, of a stage; there, and where there is work between steps, also from step 34, in the middle of the next:
     weights, buffers, optimizers and records."""
     model = built(name)
     if model.closed_form:
         pytest.skip("takes no steps")
+    monkeypatch.setattr(noise, "draws", lambda images: 2)  # of each image, in the evaluations
     stages = model.stages
     steps = 40 if len(stages) == 1 else {stage: 40 // len(stages) for stage in stages}
     total = 40 if len(stages) == 1 else 40 // len(stages) * len(stages)

@@ -115,6 +115,7 @@ def test_models_of_other_kinds(model: str, steps: int, vae: Callable[..., Result
         np.testing.assert_allclose(decoder(mean_BD).numpy(), of_run.decode(expected.mean), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_what_torch_cannot_trace_is_told_in_a_line(vae: Callable[..., Result]) -> None:
     """The Hamiltonian posterior goes along gradients of its own."""
     small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--batch-size", 8, "-q"]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vaecli import config as configs
-from vaecli import device, presets
+from vaecli import device, noise, presets
 from vaecli.batch import Batch, DataInfo
 from vaecli.commands import train
 from vaecli.errors import ConfigError
@@ -423,6 +423,7 @@ def knowledge(m: infogan.Model) -> tuple[float, float]:
 def test_resume_is_bit_exact(net: str, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """6 steps straight equal 2 and then the rest: weights, u, running statistics, both optimizers."""
     monkeypatch.setattr(infogan, "MADE", 500)  # images that the evaluations are of
+    monkeypatch.setattr(noise, "draws", lambda images: 2)
     args = ["train", "--data", "squares", "--model", "infogan", "-S", f"model.net={net}", "--batch-size", 8, "-q"]
     args += ["-S", "model.instance_noise=0.1", "-S", "train.eval_images=16", "--runs-dir", "runs"]
     assert vae(*args, "--steps", 6, "--name", "straight").code == 0

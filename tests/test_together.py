@@ -129,7 +129,7 @@ def test_all_obey_a_signal() -> None:
             ("--model", "factor-vae"), "FactorVAE|depend on which images|several players", marks=pytest.mark.long
         ),
         (("--model", "beta-vae", "--batch-size", 33), "train.batch_size is 33, which 2 processes cannot share"),
-        (("--model", "vae", "-S", OPTIMAL), "keeps numbers of its batches"),
+        pytest.param(("--model", "vae", "-S", OPTIMAL), "keeps numbers of its batches", marks=pytest.mark.long),
         pytest.param(
             ("--model", "annealed-vae"),
             "terms of its objective depend on which images share a batch",
