@@ -72,6 +72,16 @@ def npz(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------ diagnosis
 
 
+def test_a_quiet_pipe_gets_what_was_asked_for(tiny_run: Path, vae: Callable[..., Result]) -> None:
+    plain = vae("analyze", tiny_run, "-q")
+    assert plain.code == 0 and plain.err == "", plain.err
+    likely = vae("analyze", tiny_run, "--nll", 5, "-q")
+    assert likely.out == plain.out and likely.err.startswith("likelihood\t\n-log p(x), K = 5\t")
+    assert "verdict" not in likely.err and "ELBO " not in likely.err.splitlines()[0]
+    both = vae("analyze", tiny_run, "--metrics", "mig", "--diagnosis", "-q")
+    assert both.err.startswith("diagnosis\t\n") and "\nmetric\tvalue\t" in both.err
+
+
 def test_diagnosis_of_a_run(tiny_run: Path, vae: Callable[..., Result]) -> None:
     done = vae("analyze", tiny_run, "--split", "all", "--diagnosis", "--json", "--seed", 3)
     assert done.code == 0, done.err

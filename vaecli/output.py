@@ -296,17 +296,19 @@ def table(
     title: str | None = None,
     styles: Sequence[str | None] | None = None,
     to_stderr: bool = False,
+    asked: bool = False,
     left: int = 1,
 ) -> None:
     """A rich table on a terminal (`styles`: one rich style a row; the first `left` columns hold words, the others
     numbers, which are never cut: where they do not fit side by side, they stand in tables one below the other, and
-    names that head the rows are shortened in their middle); tab-separated and untruncated in a pipe.
+    names that head the rows are shortened in their middle); tab-separated and untruncated in a pipe. On stderr a quiet
+    command shows only what an option of its own `asked` for.
     """
     stream = sys.stderr if to_stderr else sys.stdout
     lines = ["\t".join(map(safe, row)) for row in (headers, *rows)]
     if to_stderr:
         _log.info("\n".join([*([safe(title)] if title else []), *lines]))
-        if _quiet:
+        if _quiet and not asked:
             return
     if not stream.isatty():
         if to_stderr:

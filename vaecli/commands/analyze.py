@@ -39,9 +39,10 @@ def run(
     """Statistics of each latent, ordered by KL, then totals and a verdict; of a checkpoint, or of codes in an `.npz`.
 
     On a terminal all of it is on stdout as tables: latents, totals, diagnosis, metrics, verdict. In a pipe stdout has
-    one table alone, tab-separated with a header, and stderr the rest: asked for metrics the rows of these; else, and
-    with `diagnose`, those of the latents, seven columns always and those of the diagnosis after them. With `csv` it is
-    the same table with more digits. With `json` stdout has one object with everything.
+    one table alone, tab-separated with a header, and stderr the rest (a quiet command: what options asked for of it).
+    The table has the metrics where they are asked for; else, and with `diagnose`, the latents, seven columns always and
+    those of the diagnosis after them. With `csv` it is the same table with more digits. With `json` stdout has one
+    object with everything.
 
     With `control` also how far labels control what the model makes (`analysis.control`), as the table of a pipe where
     nothing else is asked for; NoLabels where nothing can be asked for.
@@ -109,7 +110,7 @@ def run(
         _rest(found, streams.notice, to_stderr=True)
     else:
         if control_rows:
-            streams.table(controls.HEADERS, control_rows, to_stderr=True)
+            streams.table(controls.HEADERS, control_rows, to_stderr=True, asked=True)
         if metrics_alone:
             streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results))
         else:
@@ -203,15 +204,15 @@ def _rest(
         say(tables.facts_text(facts))
     if found.diagnosis:
         rows = tables.diagnosis_rows(found.diagnosis)
-        streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, left=2)
+        streams.table(("diagnosis", ""), rows, to_stderr=to_stderr, asked=True, left=2)
         if (leaks := found.diagnosis.get("leak")) is not None:
             table = tables.leak_table(leaks, found.latents)
             streams.table(table.headers, table.rows, styles=table.styles, title=table.title, to_stderr=to_stderr)
     if isinstance(found, Analysis):
         for title, rows in found.judged.tables():
-            streams.table((title, ""), rows, to_stderr=to_stderr, left=2)
+            streams.table((title, ""), rows, to_stderr=to_stderr, asked=True, left=2)
     if found.results and with_metrics:
-        streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr)
+        streams.table(tables.METRIC_HEADERS, tables.metric_rows(found.results), to_stderr=to_stderr, asked=True)
     if found.factors:
         streams.table(told.HEADERS, told.rows(found.factors), to_stderr=to_stderr)
     if settings := tables.settings_texts(found.results):
