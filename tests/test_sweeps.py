@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from conftest import Result, command
 from vaecli.errors import ConfigError
 from vaecli.sweeps import engines, plan
 from vaecli.sweeps.plan import Range
-from vaecli.training.seeds import Done
+from vaecli.training.seeds import Done, Ended
 
 NET = ("-S", "model.net={name: mlp, hidden: [16]}", "-S", "model.latent_dim=3", "-S", "train.batch_size=32")
 BASE = ("sweep", "--model", "beta-vae", "--data", "squares", *NET, "--runs-dir", "runs", "--name", "s", "-q")
@@ -65,13 +66,19 @@ def test_what_is_killed_is_run_again() -> None:
     codes = {"a": [0], "b": [-9, -9, 0], "c": [4], "d": [-9, -9, -9]}
     calls: list[list[str]] = []
 
-    def engine(commands: engines.Commands) -> list[Done]:
-        calls.append([name for name, _ in commands])
-        return [Done(name, codes[name].pop(0), "", "") for name, _ in commands]
+    ended: list[tuple[str, int]] = []
 
-    results = engines.again(engine)([(name, []) for name in "abcd"])
+    def engine(commands: engines.Commands, tell: Ended) -> list[Done]:
+        calls.append([name for name, _ in commands])
+        found = [Done(name, codes[name].pop(0), "", "") for name, _ in commands]
+        for done in found:
+            tell(done)
+        return found
+
+    results = engines.again(engine)([(name, []) for name in "abcd"], lambda done: ended.append((done.name, done.code)))
     assert [(done.name, done.code) for done in results] == [("a", 0), ("b", 0), ("c", 4), ("d", -9)]
     assert calls == [["a", "b", "c", "d"], ["b", "d"], ["b", "d"]]
+    assert ended == [("a", 0), ("c", 4), ("b", 0), ("d", -9)]  # each once, when it is over
 
 
 # ---- processes on this machine
@@ -91,6 +98,8 @@ def test_a_grid_is_run_once_grows_and_is_compared(vae: Callable[..., Result]) ->
     grown = vae(*aloud, "--steps", 20, "--grid", "model.beta=1,4,8", "--seeds", "0", "--json")
     assert grown.code == 0 and len(json.loads(grown.out)["runs"]) == 5, grown.err
     assert "3 runs, 2 of them finished before" in grown.err  # no process is started for these
+    assert re.search(r"^\[1/1\] beta_8-s0: ELBO -\d+\.\d+, reconstruction .* of 3 active, [a-z-]+$", grown.err, re.M)
+    assert "objective  " not in grown.err and "objective  " in (SWEEP / "beta_8-s0/train.log").read_text()
     assert {name: status(name)["started"] for name in names} == started
     compared = vae("compare", SWEEP, "--json", "-q")
     groups = json.loads(compared.out)["groups"]

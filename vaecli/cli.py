@@ -328,7 +328,7 @@ def sweep(
     base = [word for flag, value in words.items() if value is not None for word in (flag, str(value))]
     base += [word for text in sets or [] for word in ("--set", text)]
     how = [] if device == "auto" else ["--device", device]
-    how += [*([] if max_time is None else ["--max-time", max_time]), *(["--quiet"] if quiet else [])]
+    how += [] if max_time is None else ["--max-time", max_time]
     idle = [flag for flag, value in (("--objective", objective), ("--trials", trials)) if value is not None]
     if search is None and idle:
         raise ConfigError(f"{idle[0]} is for a search, and the whole grid is run", "--search optuna searches")

@@ -2,7 +2,8 @@
 
 import json as json_format
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from vaecli.sweeps.engines import Engine
 from vaecli.sweeps.plan import Range, Task
 from vaecli.training import rundir
 from vaecli.training import seeds as several_seeds
-from vaecli.training.seeds import Done
+from vaecli.training.seeds import Done, Ended
+
+SHOWN = (("ELBO", "elbo"), ("reconstruction", "recon"), ("KL", "kl"))
 
 
 class Search(NamedTuple):
@@ -92,7 +95,43 @@ def _run_grid(planned: list[Task], base: list[str], folder: Path, engine: Engine
     output.notice(f"sweep      {len(planned)} runs{rest}, on {on}: {folder}")
     if not todo:
         return []
-    return [done for done in engine([(task.name, task.arguments(base, folder)) for task in todo]) if done.code]
+    output.notice(f"meanwhile  vae runs {shlex.quote(str(folder))} shows how far they are")
+    with _counted(len(todo)) as ended:
+        return [done for done in engine(_lines(todo, base, folder), ended) if done.code]
+
+
+def _lines(tasks: Sequence[Task], base: list[str], folder: Path) -> list[tuple[str, list[str]]]:
+    """What an engine runs. The runs speak of what is wrong alone: all that they say is in the `train.log` of each."""
+    return [(task.name, [*task.arguments(base, folder), "--quiet"]) for task in tasks]
+
+
+@contextmanager
+def _counted(count: int) -> Iterator[Ended]:
+    """A bar on a terminal, and a line for each run that ends."""
+    seen = 0
+    with output.progress("runs", count) as advance:
+
+        def ended(done: Done) -> None:
+            nonlocal seen
+            seen += 1
+            output.notice(f"[{seen}/{count}] {done.name}: {_became(done)}")
+            advance(1)
+
+        yield ended
+
+
+def _became(done: Done) -> str:
+    """A run's numbers in a line; where it failed, its exit code."""
+    try:
+        record = json_format.loads(done.out)
+        final, verdict = record["final"], record["final"]["verdict"]
+        numbers = [f"{label} {final[key]:.4g}" for label, key in SHOWN if final.get(key) is not None]
+        if final.get("active_units") is not None:
+            numbers.append(f"{final['active_units']} of {final['latents']} active")
+        status = [] if record["status"] == "finished" else [f"{record['status']} at step {record['step']:,}"]
+        return ", ".join([*status, *numbers, *([verdict] if verdict else [])])
+    except (ValueError, KeyError, TypeError):
+        return f"exit code {_code(done)}"
 
 
 def _run_search(
@@ -110,8 +149,9 @@ def _run_search(
     study = Study(folder, grid, seeds)
     failed: list[Done] = []
     while trials := study.take(max(1, at_once // len(seeds)), search.trials):
-        lines = [(task.name, task.arguments(base, folder)) for trial in trials for task in trial.tasks]
-        results = {done.name: done for done in engine(lines)}
+        tasks = [task for trial in trials for task in trial.tasks]
+        with _counted(len(tasks)) as ended:
+            results = {done.name: done for done in engine(_lines(tasks, base, folder), ended)}
         sound: list[Trial] = []
         for trial in trials:
             bad = [results[task.name] for task in trial.tasks if results[task.name].code]
@@ -126,7 +166,7 @@ def _run_search(
             (f"trial_{t.number}", ["compare", *(str(folder / task.name) for task in t.tasks), *known, "--json", "-q"])
             for t in sound
         ]
-        for trial, done in zip(sound, engine(scoring) if scoring else [], strict=True):
+        for trial, done in zip(sound, engine(scoring, lambda done: None) if scoring else [], strict=True):
             value = _score(done, search.objective)
             if value is None:
                 failed.append(done._replace(code=done.code or 3, error=done.error or f"no {search.objective}"))

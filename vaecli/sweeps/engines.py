@@ -1,7 +1,8 @@
 """What runs the command lines of a sweep: processes here, jobs of Slurm, or tasks of a Ray cluster.
 
-Every engine gets (name, arguments of `vae`) pairs and gives back what became of each. A worker that was killed, and not
-by itself, is started again: the command line goes on where the run was saved. The machines share the sweep's folder.
+Every engine gets (name, arguments of `vae`) pairs, tells what became of each as it ends, and gives back all. A worker
+that was killed, and not by itself, is started again: the command line goes on where the run was saved. The machines
+share the sweep's folder.
 """
 
 import contextlib
@@ -19,10 +20,10 @@ from typing import Any
 from vaecli import extras, output
 from vaecli.errors import ConfigError, MachineError
 from vaecli.training import seeds
-from vaecli.training.seeds import Done
+from vaecli.training.seeds import Done, Ended
 
 Commands = Sequence[tuple[str, list[str]]]
-Engine = Callable[[Commands], list[Done]]
+Engine = Callable[[Commands, Ended], list[Done]]
 NAMES = ("local", "slurm", "ray")
 ATTEMPTS = 3  # of a run whose worker is killed
 KILLED = -signal.SIGKILL
@@ -37,7 +38,7 @@ def make(name: str, options: Mapping[str, str], folder: Path, at_once: int | Non
         if options:
             raise ConfigError("--option is for --on slurm and --on ray; processes here have --jobs")
         most = at_once or seeds.processes_at_once(1_000_000, 0)
-        return again(lambda commands: seeds.in_processes(commands, min(most, len(commands)))), most
+        return again(lambda commands, ended: seeds.in_processes(commands, min(most, len(commands)), ended)), most
     if name == "slurm":
         extras.require("submitit", "slurm", "--on slurm")
         return again(_slurm(dict(options), folder)), at_once or 1_000
@@ -48,13 +49,15 @@ def make(name: str, options: Mapping[str, str], folder: Path, at_once: int | Non
 def again(engine: Engine) -> Engine:
     """The same, with those that were killed once more."""
 
-    def run(commands: Commands) -> list[Done]:
+    def run(commands: Commands, ended: Ended) -> list[Done]:
         results: dict[str, Done] = {}
         left = list(commands)
         for attempt in range(ATTEMPTS):
-            results |= {done.name: done for done in engine(left)}
+            last = attempt == ATTEMPTS - 1
+            told = ended if last else lambda done: None if done.code == KILLED else ended(done)
+            results |= {done.name: done for done in engine(left, told)}
             left = [pair for pair in left if results[pair[0]].code == KILLED]
-            if not left or attempt == ATTEMPTS - 1:
+            if not left or last:
                 break
             for name, _ in left:
                 output.notice(f"[{name}] its worker was killed; it goes on from where it was saved")
@@ -115,7 +118,7 @@ def _slurm(options: dict[str, str], folder: Path) -> Engine:
         ) from None
     threads = given.get("cpus_per_task", 1)
 
-    def run(commands: Commands) -> list[Done]:
+    def run(commands: Commands, ended: Ended) -> list[Done]:
         # A process here runs no more jobs than there are cores; Slurm has a queue of its own.
         most = seeds.cpu_cores() if cluster == "local" else len(commands)
         waiting = list(commands)
@@ -129,6 +132,7 @@ def _slurm(options: dict[str, str], folder: Path) -> Engine:
                 for name, job in [(name, job) for name, job in running.items() if job.done()]:
                     del running[name]
                     results[name] = _of_job(name, job)
+                    ended(results[name])
                 time.sleep(0.2)
         except BaseException:
             for job in running.values():
@@ -165,7 +169,7 @@ def _ray(options: dict[str, str]) -> Engine:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--option: {_line(error)}") from None
 
-    def run(commands: Commands) -> list[Done]:
+    def run(commands: Commands, ended: Ended) -> list[Done]:
         threads = max(1, int(given["num_cpus"]))
         names = {remote.remote(arguments, threads, *_here()): name for name, arguments in commands}
         results: dict[str, Done] = {}
@@ -178,6 +182,7 @@ def _ray(options: dict[str, str]) -> Engine:
                         results[names[task]] = _told(names[task], ray.get(task))
                     except ray.exceptions.RayError as error:  # the worker or its machine is gone
                         results[names[task]] = Done(names[task], KILLED, "", _line(error))
+                    ended(results[names[task]])
         except BaseException:
             for task in names:
                 ray.cancel(task, force=True)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from vaecli import output
@@ -89,7 +89,12 @@ def last_error(lines: Sequence[str]) -> str:
     )
 
 
-def in_processes(commands: Sequence[tuple[str, list[str]]], at_once: int) -> list[Done]:
+Ended = Callable[[Done], None]  # told what became of a command when it ends
+
+
+def in_processes(
+    commands: Sequence[tuple[str, list[str]]], at_once: int, ended: Ended = lambda done: None
+) -> list[Done]:
     """Run (name, arguments of `vae`) pairs, `at_once` at a time and each on its share of the cores; what became of
     them, in order. Their messages come through with the name before each line. Signals are passed on, and what was
     still waiting then has ended by the signal too.
@@ -131,9 +136,10 @@ def in_processes(commands: Sequence[tuple[str, list[str]]], at_once: int) -> lis
                 lines.append(line)
                 output.relay(f"[{name}] {line.rstrip()}")
             out = process.stdout.read()
-            results[number] = Done(name, process.wait(), out, last_error(list(lines)))
+            results[number] = done = Done(name, process.wait(), out, last_error(list(lines)))
             with lock:
                 running.discard(process)
+                ended(done)
 
     def pass_on(signum: int, _: Any) -> None:
         if signum != signal.SIGUSR1:
@@ -153,9 +159,9 @@ def in_processes(commands: Sequence[tuple[str, list[str]]], at_once: int) -> lis
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    ended = 128 + told[-1] if told else 1
+    code = 128 + told[-1] if told else 1
     named = zip(commands, results, strict=True)
-    return [Done(name, ended, "", "it was not started") if done is None else done for (name, _), done in named]
+    return [Done(name, code, "", "it was not started") if done is None else done for (name, _), done in named]
 
 
 def arguments_of(argv: Sequence[str], seed: int, name: str | None) -> list[str]:
