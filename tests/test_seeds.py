@@ -58,9 +58,10 @@ def test_each_run_is_as_if_alone(way: str, vae: Callable[..., Result], monkeypat
             "recorded",
             lambda model, config, state, stream: graph.StaticSteps(model, config, stream, *state.players["main"]),
         )
-    done = vae(*ARGS, "--seeds", "0,2", "--name", "many")
+    done = vae(*[word for word in ARGS if word != "-q"], "--seeds", "0,2", "--name", "many")
     assert done.code == 0, done.err
     assert done.out == "runs/many-s0\nruns/many-s2\n"
+    assert "next       vae compare runs/many-s0 runs/many-s2 for mean and spread" in done.err
     for seed in (0, 2):
         a, b = weights(f"runs/alone-s{seed}"), weights(f"runs/many-s{seed}")
         for key in a:

@@ -250,6 +250,9 @@ def _run(
     else:
         for record in done:
             output.result_path(str(record["run"]))
+    if len(done) > 1:
+        runs = shlex.join(str(record["run"]) for record in done)
+        output.notice(f"next       vae compare {runs} for mean and spread over the seeds")
     missing = [str(seed) for seed, record in zip(several, records, strict=True) if record is None]
     if missing:
         raise SeedsFailed(f"{len(missing)} of {len(several)} seeds did not finish: {', '.join(missing)}", code or 1)
