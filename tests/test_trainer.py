@@ -245,6 +245,24 @@ def test_it_saves_by_the_clock_too_and_changes_nothing(
     assert all(torch.equal(plain[key], clocked[key]) for key in plain)
 
 
+@pytest.mark.parametrize(("name", "links"), [("infogan", 1), ("vae-gan", 1), ("vae", 2)])
+def test_a_moving_judge_finds_no_step_best_and_none_unsound(
+    name: str, links: int, vae: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a discriminator is least before the generator has learned anything; distances in features grow."""
+    from test_every_model import options
+
+    monkeypatch.setattr("vaecli.training.trainer.evaluate", lambda *_: {"loss": 1.0})
+    count = TrainState.count
+    monkeypatch.setattr(  # a loss that grows tenfold with every step
+        TrainState, "count", lambda s, values, steps=1: count(s, {**values, "loss": 10.0**s.step}, steps)
+    )
+    done = vae(*options(name, steps=8, eval_every=4, save_every=4)[:-1], "--name", "r")
+    assert done.code == 0, done.err
+    assert len([p for p in Path("runs/r/checkpoints").iterdir() if p.is_symlink()]) == links
+    assert ("that of the untrained model was" in done.err) == (name == "vae")
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

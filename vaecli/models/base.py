@@ -140,6 +140,8 @@ class Model(nn.Module):
     `has_likelihood`   whether there is p(x|z): without it there is no reconstruction in nats, no ELBO, no IWAE bound.
     `batch_dependent`  whether a term depends on which images share a batch, so that it is evaluated on whole ones; of
                        any model with free bits, which are counted over a batch.
+    `comparable`       whether a loss means later what it meant before: not where another player, who moves, is the
+                       measure of all of it. Then no step is the best by it, and none is suspected because it has grown.
     `least_batch`      how many images a batch must have for the objective to say anything.
     `closed_form`      whether it has no players and is fitted, once, by `fit`.
     `settled`          the step from which the loss is of all that it is about: in a warm-up it may be of less.
@@ -152,6 +154,7 @@ class Model(nn.Module):
     uses_labels: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = True
     batch_dependent: bool = False
+    comparable: ClassVar[bool] = True
     least_batch: ClassVar[int] = 1
     closed_form: ClassVar[bool] = False
 

@@ -64,6 +64,7 @@ class Model(Base):
 
     config: Config
     has_likelihood = False
+    comparable = False  # D's loss is least where G's images are worst
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)

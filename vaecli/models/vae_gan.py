@@ -45,6 +45,7 @@ class Model(_perceptual.Model):
     """Three players, `encoder`, `decoder` and `discriminator`, each updated once a step, in this order."""
 
     config: Config
+    comparable = False  # features move
 
     def __init__(self, config: Config, info: DataInfo) -> None:
         super().__init__(config, info)

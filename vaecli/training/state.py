@@ -111,6 +111,7 @@ class TrainState:
     norm: Callable[[list[Tensor]], Tensor] = torch.nn.utils.get_total_norm  # of the gradients
     untrained: float | None = None  # the loss of the first step, or of that from which it is of everything
     settled: int = 0  # which step that is
+    comparable: bool = True  # whether losses of several steps are
     loss: float | None = None  # of the step before, or a mean over those since
     sound_step: int | None = None  # the newest that was saved while `sound`
     group: "Together | None" = None  # the processes that share the batch, where there are several
@@ -123,7 +124,7 @@ class TrainState:
             {p.name: (p, make_optimizer(list(p.parameters), p.optim, p.undecayed)) for p in players},
             stages(model, config),
         )
-        state.settled = model.settled
+        state.settled, state.comparable = model.settled, model.comparable
         if config.train.fast and model.device.type == "cpu":
             state.norm = optimizers.total_norm
             for _, optimizer in state.players.values():
@@ -157,7 +158,7 @@ class TrainState:
             self.window[name] = self.window.get(name, 0.0) + value
         if "loss" in values and len(self.stages) == 1:
             self.loss = values["loss"] / steps
-            if self.untrained is None and self.step <= self.settled < self.step + steps:
+            if self.comparable and self.untrained is None and self.step <= self.settled < self.step + steps:
                 self.untrained = self.loss
         self.step += steps
         self.window_steps += steps

@@ -80,7 +80,7 @@ def fit(
     prepared: int | None = None  # work between steps comes after saving: a resumed run repeats it
     warm_up, warned, obeyed = 3, False, stop.saves
     # Held-out losses of one objective: not while it changes from step to step, or from stage to stage.
-    comparable = not schedules.moving(config.model) and len(state.stages) == 1
+    comparable = model.comparable and not schedules.moving(config.model) and len(state.stages) == 1
     alarmed: int | None = -1  # the sound step after which an unsound one was warned of
     clock = time.monotonic()
     shortened = None  # why a fit has not seen all images
