@@ -169,7 +169,7 @@ def test_models_without_a_likelihood_have_them_too(name: str, player: str, unlik
             logged = {key: float(v) for key, v in total(model.loss(batch(), model.hyper(2), player))[1].items()}
         return {**logged, "wanted": sum(max(float(options.get("free_bits", 0)), float(kl)) for kl in kl_D)}
 
-    plain, warm = found(), found(beta={"schedule": "linear", "start": 0.0, "end": 1.0, "steps": 8})
+    plain, warm = found(beta=1.0), found(beta={"schedule": "linear", "start": 0.0, "end": 1.0, "steps": 8})
     assert plain["kl.weight"] == 1.0 and warm["kl.weight"] == 0.25
     assert warm["loss"] == pytest.approx(plain["loss"] - 0.75 * plain["kl"], abs=1e-9)
     free = plain["kl"] / 3

@@ -28,16 +28,20 @@ from vaecli.settings.schedules import Weight
 
 
 class Config(_perceptual.Config):
-    """`gamma` weighs the features' distance against the discriminator's word in what the decoder minimises.
+    """`gamma` weighs the features' distance against the discriminator's word in what the decoder minimises, `beta` the
+    KL against it in what the encoder does.
 
     `net` are encoder and decoder; `discriminator` a net of `infogan`'s, whose trunk gives the features, and
-    `discriminator_optim` its optimizer.
+    `discriminator_optim` its optimizer. How far two images are apart in features differs a hundredfold from net to
+    net, and `beta`, which is 1 in the paper, is to go with it: too much of it and no latent is used, too little and
+    q(z) is not the prior. The values here are for `spectral`.
     """
 
     tiny: ClassVar[dict[str, Any]] = {**_perceptual.Config.tiny, "discriminator": {"name": "mlp", "hidden": [16]}}
     name: Literal["vae-gan"] = "vae-gan"
-    gamma: Weight = 0.01
-    discriminator: adversarial.NetConfig = adversarial.MlpConfig()
+    beta: Weight = 0.2
+    gamma: Weight = 1.0
+    discriminator: adversarial.NetConfig = adversarial.SpectralConfig()
     discriminator_optim: OptimConfig = Adam(lr=2e-4, betas=(0.5, 0.999))
 
 
