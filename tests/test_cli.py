@@ -3,9 +3,9 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +60,11 @@ def test_completion_imports_nothing_heavy() -> None:
 def test_help_is_quick() -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command("--help"), capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(times) < 0.5  # of the processor: the clock's depends on what else runs
 
 
 def test_listings(vae: Callable[..., Result]) -> None:

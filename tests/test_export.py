@@ -77,7 +77,9 @@ def test_torch_programs_need_no_vae(tiny_run: Path, vae: Callable[..., Result]) 
         np.testing.assert_allclose(found[f"decoded{n}"], model.decode(expected.mean), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("model", "says"), [("vae", None), ("iaf-vae", "z0, z1"), ("m2", "y.0, y.1")])
+@pytest.mark.parametrize(
+    ("model", "says"), [("vae", None), pytest.param("iaf-vae", "z0, z1", marks=pytest.mark.long), ("m2", "y.0, y.1")]
+)
 def test_draws_are_told_of_where_they_are_right(model: str, says: str | None, vae: Callable[..., Result]) -> None:
     """Of Gaussians with independent latents alone; and torch is quiet about what it records."""
     small = ["-S", "model.net={name: mlp, hidden: [8]}", "--latent-dim", 2, "--steps", 2, "--batch-size", 8, "-q"]

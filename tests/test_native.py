@@ -396,7 +396,7 @@ def test_a_miscompiled_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_kernels
-@pytest.mark.parametrize("content", [b"", b"no library"], ids=["empty", "text"])
+@pytest.mark.parametrize("content", [b"", pytest.param(b"no library", marks=pytest.mark.long)], ids=["empty", "text"])
 def test_a_damaged_library_is_built_again(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VAE_CACHE_DIR", str(tmp_path))
     native._library().write_bytes(content)

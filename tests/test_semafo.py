@@ -701,7 +701,7 @@ def test_labels_choose_what_is_drawn_and_labels_dealt_out_at_random_do_not() -> 
 
 
 @pytest.mark.slow
-@both
+@pytest.mark.parametrize("name", ["semafo-vae", pytest.param("semafo-hvae", marks=pytest.mark.long)])
 def test_sixty_four_images_are_learned_by_heart(name: str) -> None:
     """Every label right, and what is drawn for a label is read as it more often than as any other."""
     dataset = data.load(Digits(name="digits", limit=64))

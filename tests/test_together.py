@@ -89,7 +89,7 @@ def test_two_are_as_one_and_each_goes_on_with_the_other() -> None:
     torch.testing.assert_close(weights("one"), weights("two"), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_objectives_are_as_one() -> None:
     """Several draws an image: noise of two axes for each."""
     settings = ("train", "--model", "iwae", *TINY, "--runs-dir", "runs", "--steps", 20, "-S", "train.log_every=5", "-q")
