@@ -122,6 +122,8 @@ def _counted(count: int) -> Iterator[Ended]:
 
 def _became(done: Done) -> str:
     """A run's numbers in a line; where it failed, its exit code."""
+    if done.code:
+        return f"exit code {_code(done)}"
     try:
         record = json_format.loads(done.out)
         final, verdict = record["final"], record["final"]["verdict"]
@@ -131,7 +133,7 @@ def _became(done: Done) -> str:
         status = [] if record["status"] == "finished" else [f"{record['status']} at step {record['step']:,}"]
         return ", ".join([*status, *numbers, *([verdict] if verdict else [])])
     except (ValueError, KeyError, TypeError):
-        return f"exit code {_code(done)}"
+        return "no numbers"
 
 
 def _run_search(

@@ -127,7 +127,7 @@ def _halvings(name: str, shape: Shape) -> int:
     if height != width or height not in (8, 16, 32, 64):
         raise ConfigError(
             f"net {name!r} takes square images of 8, 16, 32 or 64 pixels, but the data has {height}x{width}",
-            hint=f"take mlp in place of {name}, which is for any size, or resize the images to 64{RESIZE}",
+            hint=f"mlp is for any size: take it in place of {name}, or resize the images to 64{RESIZE}",
         )
     return height.bit_length() - 3
 

@@ -142,11 +142,9 @@ def fit(
         # One look, for saving and leaving alike: a signal or the deadline may have come during the evaluation.
         reason, number, asked = stop.reason, stop.signal, stop.saves
         leaving = finished or reason is not None or asked > obeyed
-        steps, seconds = config.train.save_every, 60 * config.train.save_minutes
-        if saved != state.step and (
-            leaving
-            or (state.step and (state.step % steps == 0 or 0 < seconds <= time.monotonic() - clock))  # of the last save
-        ):
+        patience = 60 * config.train.save_minutes
+        overdue = 0 < patience <= time.monotonic() - clock  # since the last save, or the start
+        if saved != state.step and (leaving or (state.step and (overdue or state.step % config.train.save_every == 0))):
             save()
         obeyed = asked
         if finished and (shortened is None or number is None):
